@@ -1,0 +1,74 @@
+"""Throughput, and the clock that ends a run in time."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+
+
+class StepSeed(Callback):
+    """Seeds each training step by (seed, rank, step), so that a resumed run draws what the uncut one would have.
+
+    SpecAugment, dither, dropout and hidden codes all draw from torch's generators.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seed torch on this rank."""
+        place = (self._seed, trainer.global_rank, trainer.global_step, batch_idx)
+        torch.manual_seed(int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:8], "little"))
+
+
+class AudioThroughput(Callback):
+    """Logs `audio_s_per_s`: seconds of dialogue trained on per second, over all data parallel ranks.
+
+    The mean since the log step before. Waiting for data counts; validation and saves don't.
+    """
+
+    def __init__(self, source_sample_rate: int, every_n_steps: int) -> None:
+        self._source_sample_rate = source_sample_rate
+        self._every_n_steps = every_n_steps
+        self._batch_started: float | None = None
+        self._lens: list[torch.Tensor] = []
+        self._time_s = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock, unless it runs since the batch before."""
+        if self._batch_started is None:
+            self._batch_started = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log at log steps alone, since reading lengths makes the host wait for the device."""
+        now = time.monotonic()
+        self._lens.append(batch["source_audio_lens"])
+        self._time_s += now - (self._batch_started or now)
+        self._batch_started = now
+        if trainer.global_step % self._every_n_steps == 0:
+            audio_s = sum(int(lens_B.sum()) for lens_B in self._lens) / self._source_sample_rate
+            rate = audio_s * trainer.world_size / max(self._time_s, 1e-9)
+            pl_module.log("audio_s_per_s", rate, prog_bar=True, batch_size=1)
+            self._lens, self._time_s = [], 0.0
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock until the next batch."""
+        self._batch_started = None
+
+
+class RunTimer(Timer):
+    """Stops a run after a time that each resumed run has anew (Lightning's Timer counts over all)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to remember."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to load."""

@@ -1,0 +1,84 @@
+"""The command line: parse, check the config, run; what the user can mend is said in one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf.errors import OmegaConfBaseException
+
+from s2s_train.config import load_config
+from s2s_train.hush import hush
+
+USER_ERROR = 2  # exit code, as argparse's own
+
+_DESCRIPTION = """
+Train full-duplex speech-to-speech models. A run is a YAML config with the key names of NeMo's s2s_duplex.yaml
+(sections model, data, trainer, exp_manager); it writes runs/NAME/ and, started again, goes on from there.
+"""
+_FIT_EXAMPLES = """
+examples:
+  fit apps/train/conf/demo.yaml                                       train the demo, or go on with it
+  fit apps/train/conf/demo.yaml trainer.max_steps=6000                go on for longer
+  fit my.yaml name=try2 model.optimizer.lr=1e-4                       another run folder and rate
+  fit my.yaml data.validation_ds.datasets.test.shar_path=/data/test   one more validation set
+  fit my.yaml trainer.accelerator=gpu trainer.devices=-1 trainer.strategy=ddp trainer.precision=bf16-true
+
+A run folder holds config.yaml (everything, defaults too), metrics.jsonl, checkpoints/, samples/, report.html.
+Exit codes: 0 done; 2 something you can mend, said in one line; 1 a defect, with its traceback.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="s2s_train", description=textwrap.dedent(_DESCRIPTION))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    fit = commands.add_parser(
+        "fit",
+        help="train, validate and write the report",
+        description="Train what CFG describes, from the run's last checkpoint if it has one.",
+        epilog=textwrap.dedent(_FIT_EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    fit.add_argument("cfg", metavar="CFG", type=Path, help="YAML config")
+    fit.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", help="config keys by dotted path; an unknown one is an error"
+    )
+    fit.add_argument("--debug", action="store_true", help="show the traceback of every error")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit code."""
+    args = build_parser().parse_args(argv)
+    hush()
+    try:
+        run_fit(args.cfg, args.overrides)
+    except Exception as error:
+        if args.debug or not _can_be_mended(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def _can_be_mended(error: Exception) -> bool:
+    """Whether the user's config, data or machine is the cause; else it is a defect, and the traceback tells more."""
+    mendable: tuple[type[Exception], ...] = (ValueError, OSError, OmegaConfBaseException, FloatingPointError)
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    if lightning:
+        mendable += (lightning.MisconfigurationException,)
+    return isinstance(error, mendable)
+
+
+def run_fit(path: Path, overrides: Sequence[str]) -> None:
+    """Check the config first, so that a typo is told before the slow imports (NeMo alone takes 15 s)."""
+    cfg = load_config(path, overrides)
+    cfg.name = cfg.name or cfg.exp_manager.name or path.stem
+    from s2s_train.composition import build_model, build_scorers
+    from s2s_train.fit import fit
+
+    fit(cfg, build_model, build_scorers)

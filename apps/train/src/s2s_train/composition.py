@@ -1,0 +1,37 @@
+"""Which model and which scorers the app trains with: the one place that names their classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lightning.pytorch import Callback, LightningModule
+
+from s2s_eval.scoring import ValidationScoring
+from s2s_model.duplex import DuplexS2SModel
+from s2s_train.config import AppConfig
+from s2s_train.run_folder import RunFolder
+
+
+def build_model(cfg: AppConfig) -> LightningModule:
+    """Build the duplex model of `cfg.model`.
+
+    Raises:
+        ValueError: a part can't be built, or `data` brings audio at another rate than the model hears or speaks.
+    """
+    model = DuplexS2SModel(cfg.model, frame_length_s=cfg.data.frame_length)
+    for key in ("source_sample_rate", "target_sample_rate"):
+        configured, needed = getattr(cfg.data, key), getattr(model, key)
+        if configured != needed:
+            raise ValueError(f"data.{key} is {configured} Hz, but the model's is {needed} Hz: set data.{key}={needed}")
+    return model
+
+
+def build_scorers(cfg: AppConfig, folder: RunFolder) -> list[Callback]:
+    """Return the callback that scores validation and writes samples and the report."""
+    scoring = replace(
+        cfg.scoring,
+        scoring_asr=cfg.model.scoring_asr or "none",
+        source_sample_rate=cfg.data.source_sample_rate,
+        target_sample_rate=cfg.data.target_sample_rate,
+    )
+    return [ValidationScoring(scoring, folder.path)]

@@ -1,0 +1,115 @@
+"""A run's whole config: its sections, and how a YAML file with overrides becomes one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from s2s_data.config import DataConfig, validation_sets
+from s2s_eval.config import ScoringConfig
+from s2s_model.config import ModelConfig
+from s2s_model.targets import check_targets
+from s2s_train.config_errors import ConfigError, LineFinder, explain
+from s2s_train.exp_config import ExpConfig
+from s2s_train.trainer_config import TrainerConfig
+
+__all__ = ["AppConfig", "ConfigError", "load_as", "load_config"]
+
+
+@dataclass
+class AppConfig:
+    """Everything that decides what a run does."""
+
+    name: str | None = None  # of the run; by default exp_manager.name or the config file's name
+    seed: int = 1234  # of weights, dropout and everything else but the data's order (data.train_ds.seed)
+    model: ModelConfig = field(default_factory=ModelConfig)  # see s2s_model.config
+    data: DataConfig = field(default_factory=DataConfig)  # see s2s_data.config
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)  # lightning.pytorch.Trainer's arguments
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)  # see s2s_eval.config
+    exp_manager: ExpConfig = field(default_factory=ExpConfig)  # run folder, loggers, checkpoints
+
+
+Schema = TypeVar("Schema")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> AppConfig:
+    """Read a run's config; see `load_as` for the arguments and errors.
+
+    Raises:
+        ValueError: also a validation set with an unknown key, and a `_target_` outside the known packages.
+    """
+    cfg = load_as(AppConfig, path, overrides)
+    validation_sets(cfg.data.validation_ds)
+    check_targets(asdict(cfg.model), "model")
+    check_targets(asdict(cfg.trainer), "trainer")
+    if cfg.scoring.scoring_asr != ScoringConfig().scoring_asr:
+        raise ConfigError(f"{path}: scoring.scoring_asr: set model.scoring_asr, as in NeMo's files")
+    return cfg
+
+
+def load_as(schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:
+    """Read the YAML file `path`, apply `key.path=value` overrides, check every key and fill in defaults.
+
+    Args:
+        schema: the dataclass that names the known keys.
+        path: a YAML file; `${...}` refers to other keys, `???` is a value the user has to give.
+        overrides: as on the command line; values are YAML, list items are named by number (`a.0.b=1`).
+
+    Raises:
+        FileNotFoundError: no such file (the message names those like it).
+        ConfigError: unknown key, value of another type, or missing value: the key's dotted path, where it
+            stands, and the nearest known key.
+    """
+    config = OmegaConf.structured(schema)
+    lines = LineFinder(path, _read(path))
+    try:
+        config = OmegaConf.merge(config, OmegaConf.create(lines.text))
+    except OmegaConfBaseException as error:
+        raise explain(error, config, lines) from error
+    assert isinstance(config, DictConfig)
+    for override in overrides:
+        _override(config, override)
+    return _finish(config, lines, schema)
+
+
+def _read(path: Path) -> str:
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    folder = path.parent if path.parent.is_dir() else Path()
+    near = difflib.get_close_matches(path.name, [file.name for file in folder.glob("*.yaml")], n=1, cutoff=0.4)
+    hint = f": did you mean {folder / near[0]}?" if near else ""
+    raise FileNotFoundError(f"no config file {path}{hint}")
+
+
+def _override(config: DictConfig, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key or key.startswith(("-", "+", "~")):
+        raise ConfigError(f"override {override!r} isn't key=value, such as trainer.max_steps=100")
+    try:
+        # through OmegaConf, whose YAML reads 1e-4 as a number; an interpolation stays one
+        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+        OmegaConf.update(config, key, parsed["value"], merge=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise explain(error, config, f"override {override!r}", key=key) from error
+
+
+def _finish(config: DictConfig, lines: LineFinder, schema: type[Schema]) -> Schema:
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise ConfigError(
+                f"{lines.locate(missing[0])}: {', '.join(missing)} still to be given (???):"
+                f" fill in the file or add {missing[0]}=VALUE to the command"
+            )
+        OmegaConf.resolve(config)
+        built = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise explain(error, config, lines) from error
+    return cast(Schema, built)

@@ -1,0 +1,95 @@
+"""`fit`: build what the config says, train, report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
+
+from s2s_eval.report import write_report
+from s2s_parallel.checkpoint import AtomicCheckpointIO
+from s2s_parallel.mismatch import explain_mismatch
+from s2s_train.callbacks import AudioThroughput, RunTimer, StepSeed
+from s2s_train.checkpoints import build_checkpoints
+from s2s_train.config import AppConfig
+from s2s_train.data_module import DuplexDataModule
+from s2s_train.loggers import JsonlLogger, MetricsFollowSteps, build_loggers
+from s2s_train.progress import BarProgress, LineProgress
+from s2s_train.run_folder import RunFolder
+from s2s_train.summary import print_summary
+from s2s_train.trainer import build_trainer
+
+ModelBuilder = Callable[[AppConfig], LightningModule]
+ScorerBuilder = Callable[[AppConfig, RunFolder], list[Callback]]
+
+LIGHTNINGS_LOG_EVERY_N_STEPS = 50
+
+
+def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder) -> RunFolder:
+    """Train as `cfg` says, from the run's last checkpoint if it has one; return the run's folder.
+
+    Raises:
+        ValueError, OSError: what the user can mend, each with one line that says how.
+    """
+    folder = RunFolder.of(cfg)
+    checkpoint = folder.checkpoint_to_resume(cfg.exp_manager)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    jsonl = JsonlLogger(folder.metrics)
+    callbacks = [*_callbacks(cfg, folder, jsonl), *build_scorers(cfg, folder)]
+    callbacks += build_checkpoints(cfg.exp_manager, folder, cfg.model.scoring_asr not in (None, "none"))
+    trainer = build_trainer(
+        cfg.trainer,
+        loggers=build_loggers(cfg.exp_manager, jsonl),
+        callbacks=callbacks,
+        root_dir=str(folder.path),
+    )
+    rank_zero_only(folder.prepare)(cfg)
+    model = build_model(cfg)
+    _say(f"run folder {folder.path}" + (f", resuming from {checkpoint}" if checkpoint else ""))
+    _train(trainer, model, DuplexDataModule(cfg.data), checkpoint)
+    rank_zero_only(write_report)(folder.path)
+    rank_zero_only(print_summary)(folder, trainer)
+    return folder
+
+
+def _callbacks(cfg: AppConfig, folder: RunFolder, jsonl: JsonlLogger) -> list[Callback]:
+    every_n_steps = max(cfg.trainer.log_every_n_steps or LIGHTNINGS_LOG_EVERY_N_STEPS, 1)
+    callbacks: list[Callback] = [
+        StepSeed(cfg.seed),
+        MetricsFollowSteps(jsonl),
+        AudioThroughput(cfg.data.source_sample_rate, every_n_steps),
+    ]
+    if cfg.trainer.enable_progress_bar is not False:
+        callbacks.append(BarProgress() if sys.stderr.isatty() else LineProgress(every_n_steps))
+    if cfg.exp_manager.max_time_per_run is not None:
+        callbacks.append(RunTimer(_duration(cfg.exp_manager.max_time_per_run)))
+    return callbacks
+
+
+def _duration(max_time: object) -> str:
+    if not isinstance(max_time, str) or len(max_time.split(":")) != 4:
+        raise ValueError(
+            f'exp_manager.max_time_per_run is {max_time!r}: give DD:HH:MM:SS in quotes, such as "00:03:50:00"'
+        )
+    return max_time
+
+
+def _train(trainer: Trainer, model: LightningModule, data: DuplexDataModule, checkpoint: Path | None) -> None:
+    try:
+        trainer.fit(model, data, ckpt_path=checkpoint)
+    except RuntimeError as error:
+        if checkpoint is None or "loading state_dict" not in str(error):
+            raise
+        state = AtomicCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
+        raise ValueError(
+            f"checkpoint {checkpoint} is of another model: {explain_mismatch(state, model.state_dict())}."
+            " Use the config it was trained with, or start anew with another name=..."
+        ) from error
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)

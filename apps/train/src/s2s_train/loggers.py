@@ -1,0 +1,122 @@
+"""metrics.jsonl, and the loggers that exp_manager asks for."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from s2s_parallel.atomic_file import write_atomically
+from s2s_train.exp_config import ExpConfig
+
+
+class JsonlLogger(Logger):
+    """Appends one JSON object a log step: `step`, `epoch`, `time_s`, then the metrics.
+
+    `step` counts finished optimizer steps, `time_s` seconds of running, over all resumed parts of the run. A
+    value that isn't finite is null. Each line is on disk when `log_metrics` returns.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.current_step: Callable[[], int] | None = None
+        self._started = time.monotonic()
+        self._time_before_s = 0.0
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return self.path.parent.name
+
+    @property
+    def version(self) -> str:
+        """One run has one file."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self.path.parent)
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one line. Where Lightning is bound, its count of optimizer steps is `step`."""
+        metrics = dict(metrics)
+        epoch = metrics.pop("epoch", None)
+        line = {
+            "step": self.current_step() if self.current_step else step,
+            "epoch": None if epoch is None else int(epoch),
+            "time_s": round(self._time_before_s + time.monotonic() - self._started, 3),
+            **{name: _finite_or_none(value) for name, value in metrics.items()},
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run's config.yaml has them."""
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Drop the lines after `step`, and one that a kill cut short: training goes on from `step`."""
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        kept = [line for line in _whole_lines(text) if (json.loads(line)["step"] or 0) <= step]
+        self._time_before_s = json.loads(kept[-1])["time_s"] if kept else 0.0
+        self._started = time.monotonic()
+        rewound = "".join(f"{line}\n" for line in kept)
+        if rewound != text:
+            write_atomically(self.path, lambda file: file.write(rewound.encode()))
+
+
+class MetricsFollowSteps(Callback):
+    """Ties a JsonlLogger to the trainer: its step count, and a rewind to where training starts from.
+
+    Lightning's own count for loggers (`_batches_that_stepped`) is one behind, and one off after some resumes.
+    """
+
+    def __init__(self, logger: JsonlLogger) -> None:
+        self._logger = logger
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The checkpoint is restored by now: what was logged after it will be logged again."""
+        self._logger.current_step = lambda: trainer.global_step
+        self._logger.rewind(trainer.global_step)
+
+
+def build_loggers(exp: ExpConfig, jsonl: JsonlLogger) -> list[Logger]:
+    """Return `jsonl` and the loggers that `exp` asks for."""
+    loggers: list[Logger] = [jsonl]
+    if exp.create_tensorboard_logger:
+        options = {"name": "", "version": "tensorboard", **exp.summary_writer_kwargs}
+        loggers.append(TensorBoardLogger(save_dir=jsonl.save_dir, **options))
+    if exp.create_wandb_logger:
+        loggers.append(WandbLogger(save_dir=jsonl.save_dir, **{"name": jsonl.name, **exp.wandb_logger_kwargs}))
+    return loggers
+
+
+def _whole_lines(text: str) -> Iterable[str]:
+    for line in text.splitlines():
+        try:
+            json.loads(line)
+        except ValueError:
+            continue
+        yield line
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

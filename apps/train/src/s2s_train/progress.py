@@ -1,0 +1,84 @@
+"""Progress on the screen: a bar in a terminal, lines in a log file."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+
+_SHOWN_FIRST = ("train_loss", "train_text_loss", "train_audio_loss")
+
+
+class LineProgress(ProgressBar):
+    """One line a log step, for output that isn't a terminal: a job's log file stays readable."""
+
+    def __init__(self, every_n_steps: int) -> None:
+        super().__init__()
+        self._every_n_steps = every_n_steps
+        self._enabled = True
+        self._started = 0.0
+        self._first_step = 0
+
+    def disable(self) -> None:
+        """Lightning turns progress off on all ranks but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Print again."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember where this part of the run started, for the time that remains."""
+        self._started = time.monotonic()
+        self._first_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Print at log steps."""
+        step = trainer.global_step
+        if self._enabled and step % self._every_n_steps == 0 and step > self._first_step:
+            metrics = _shown(self.get_metrics(trainer, pl_module))
+            print(f"step {step}{self._of_total(trainer, step)} | {metrics}", flush=True)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say why nothing is printed for a while."""
+        if self._enabled and not trainer.sanity_checking:
+            print(f"step {trainer.global_step} | validating", flush=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the validation's metrics."""
+        if self._enabled and not trainer.sanity_checking:
+            metrics = {name: value for name, value in trainer.callback_metrics.items() if "val_" in name}
+            print(f"step {trainer.global_step} | {_shown(metrics)}", flush=True)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The losses too, and not the logger's version number."""
+        return _losses_first(super().get_metrics(trainer, pl_module), trainer)
+
+    def _of_total(self, trainer: Trainer, step: int) -> str:
+        if trainer.max_steps < 1:
+            return ""
+        per_step_s = (time.monotonic() - self._started) / (step - self._first_step)
+        remaining_s = int(per_step_s * (trainer.max_steps - step))
+        return f"/{trainer.max_steps} | {remaining_s // 3600}:{remaining_s // 60 % 60:02}:{remaining_s % 60:02} left"
+
+
+class BarProgress(TQDMProgressBar):
+    """Lightning's bar, without the logger's version number."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The losses too, and not the logger's version number."""
+        return _losses_first(super().get_metrics(trainer, pl_module), trainer)
+
+
+def _losses_first(metrics: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
+    metrics.pop("v_num", None)
+    logged = trainer.callback_metrics
+    return {**{name: float(logged[name]) for name in _SHOWN_FIRST if name in logged}, **metrics}
+
+
+def _shown(metrics: dict[str, Any]) -> str:
+    return " | ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())

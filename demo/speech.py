@@ -1,0 +1,77 @@
+"""Speech of the agent's voice, to train the demo's codec on.
+
+    hatch run demo:speech SPEECH_DIR
+
+`speech-*.flac` (16 kHz): sentences of Python's own documentation, which every interpreter carries (`pydoc_data`),
+between answers of the demo. `answers.flac` (22,050 Hz): every answer once, on the frame grid as in the corpus.
+"""
+
+import argparse
+import random
+import re
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import soundfile
+
+from s2s_data.demo import AGENT_VOICE
+from s2s_data.demo.corpus import agent_speech, first_words, samples_per_frame
+from s2s_data.demo.dialogues import all_exchanges
+from s2s_data.demo.voices import ENGINE_RATE_HZ
+
+SENTENCE = re.compile(r"[A-Z][a-z]+(?:,? [a-z]+){4,14}\.")  # plain words only: no code, no digits
+
+
+def sentences() -> list[str]:
+    """Plain English sentences of the Python documentation, in a fixed order, each once."""
+    text = re.sub(r"\s+", " ", " ".join(topics[key] for key in sorted(topics)))
+    return sorted(set(SENTENCE.findall(text)))
+
+
+def answers() -> list[str]:
+    """Everything that the agent may say in the demo, cut-off answers included."""
+    full = {exchange.answer for exchange in all_exchanges()}
+    return sorted(full | {first_words(answer) for answer in full})
+
+
+def write_answers(path: Path, rate_hz: int = 22050, gap_frames: int = 4) -> None:
+    """Write every answer, each followed by `gap_frames` of silence, so that all of them start on a frame."""
+    gap = np.zeros(gap_frames * samples_per_frame(rate_hz), dtype=np.float32)
+    soundfile.write(
+        path, np.concatenate([x for text in answers() for x in (agent_speech(text, rate_hz), gap)]), rate_hz
+    )
+
+
+def main() -> None:
+    """Write the answers, and FLAC files of about a minute each, utterances separated by random silence."""
+    warnings.filterwarnings("ignore")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--minutes", type=float, default=40.0)
+    args = parser.parse_args()
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    write_answers(args.out_dir / "answers.flac")
+    rng = random.Random(0)
+    texts = answers() * 2 + sentences()
+    rng.shuffle(texts)
+    chunk: list[np.ndarray] = []
+    seconds = total_s = 0.0
+    index = 0
+    with ThreadPoolExecutor(2) as pool:
+        for audio in pool.map(AGENT_VOICE.say, texts):
+            silence = np.zeros(int(rng.uniform(0.1, 0.6) * ENGINE_RATE_HZ), dtype=np.float32)
+            chunk += [audio * (0.5 / np.abs(audio).max()), silence]
+            seconds += (len(audio) + len(silence)) / ENGINE_RATE_HZ
+            if seconds > 60:
+                soundfile.write(args.out_dir / f"speech-{index:03d}.flac", np.concatenate(chunk), ENGINE_RATE_HZ)
+                total_s, index, chunk, seconds = total_s + seconds, index + 1, [], 0.0
+            if total_s > args.minutes * 60:
+                break
+    print(f"{index} files, {total_s / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The ``data`` part of a config, as dataclasses for OmegaConf.
+
+Keys that NeMo's ``s2s_duplex.yaml`` has keep their names and meaning there.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from s2s_data.errors import DataError, unknown_name
+
+
+@dataclass
+class SourceConfig:
+    """What training data and validation sets have in common. Of the first three keys, give one."""
+
+    # A blend: a list of entries {type: lhotse_shar | lhotse | group, weight, tags, ...}, or a YAML file of
+    # them.
+    input_cfg: Any = None
+    # A Shar folder, a list of folders, or a mapping of fields to files.
+    shar_path: Any = None
+    # A lhotse cut manifest whose audio lies in files of its own.
+    cuts_path: str | None = None
+    # Most dialogues in a batch. Give this or batch_duration, or both.
+    batch_size: int | None = None
+    # Most audio in a batch: dialogues x the longest one, in seconds.
+    batch_duration: float | None = None
+    # Adds duration² / quadratic_duration to each dialogue's duration when it is counted, in seconds.
+    quadratic_duration: float | None = None
+    # Shorter dialogues are left out, seconds.
+    min_duration: float | None = None
+    # Longer dialogues are left out, seconds.
+    max_duration: float | None = None
+    # Worker processes; 0 loads in the main process.
+    num_workers: int = 0
+    # Copy batches to pinned memory, so that they move to the GPU while it computes.
+    pin_memory: bool = False
+    # Read target_audio where target_codes are stored too. (Where they aren't it is always read.)
+    load_target_audio: bool = False
+    # Orders the data when shard_seed is "randomized".
+    seed: int = 0
+    # What orders the data: "randomized" (by seed), an integer (by that), or "trng" (another order in each
+    # run, the same on all ranks; a run can't be resumed exactly). Ranks and workers never share data,
+    # whichever it is.
+    shard_seed: Any = "randomized"
+    # Accepted for NeMo's files, and unused: the user's audio is brought to source_sample_rate and the agent's
+    # to target_sample_rate, each in one step. Hz.
+    sample_rate: int | None = None
+
+
+@dataclass
+class TrainDataConfig(SourceConfig):
+    """Training data: endless, each source drawn by its weight."""
+
+    # Shuffle the shards at each pass, and the cuts within a buffer.
+    shuffle: bool = True
+    # Dialogues from which batches are drawn, without bucketing. They are held in memory, encoded.
+    shuffle_buffer_size: int = 1000
+    # Make batches of dialogues of like duration.
+    use_bucketing: bool = False
+    # Number of buckets, if bucket_duration_bins isn't given.
+    num_buckets: int = 30
+    # The durations that separate the buckets, ascending, seconds. Estimated from the data if not given.
+    bucket_duration_bins: list[float] | None = None
+    # Dialogues held in all buckets together, in memory, encoded.
+    bucket_buffer_size: int = 1000
+    # Dialogues read (their manifests only) to estimate the bins.
+    num_cuts_for_bins_estimate: int = 10000
+
+
+@dataclass
+class ValidationDataConfig(SourceConfig):
+    """Validation data: several named sets, each read once and in order."""
+
+    # The sets by name. A set inherits the keys beside it and overrides them: {name: {shar_path: a_folder}}.
+    datasets: dict[str, Any] = field(default_factory=dict)
+    # Reference audio is what generated audio is compared with.
+    load_target_audio: bool = True
+
+
+@dataclass
+class DataConfig:
+    """Everything about data."""
+
+    # One frame, seconds: the model emits one text token and one set of codes in each.
+    frame_length: float = 0.08
+    # The user's audio as the encoder hears it, Hz.
+    source_sample_rate: int = 16000
+    # The agent's audio as the codec speaks it, Hz.
+    target_sample_rate: int = 22050
+    # Speaker names (supervision.speaker) of the user's turns.
+    input_roles: list[str] = field(default_factory=lambda: ["user"])
+    # Speaker names of the agent's turns.
+    output_roles: list[str] = field(default_factory=lambda: ["agent"])
+    # What is trained on.
+    train_ds: TrainDataConfig = field(default_factory=TrainDataConfig)
+    # What is validated on.
+    validation_ds: ValidationDataConfig = field(default_factory=ValidationDataConfig)
+
+
+def as_data_config(cfg: DataConfig | DictConfig) -> DataConfig:
+    """Return ``cfg`` as a checked dataclass.
+
+    Raises :class:`DataError` for an unknown key, a value of another type, or a missing ("???") value.
+    """
+    try:
+        data = _to_object(cfg) if isinstance(cfg, DictConfig) else cfg
+    except MissingMandatoryValue as error:
+        raise DataError(f"a value of the data config is still ???: {error}") from error
+    except OmegaConfBaseException as error:
+        raise DataError(f"data config: {error}") from error
+    assert isinstance(data, DataConfig)
+    if has_source(data.train_ds):
+        _check_source(data.train_ds, "data.train_ds")
+    if has_source(data.validation_ds) and not data.validation_ds.datasets:
+        raise DataError(
+            "data.validation_ds names data of its own: put it under a name, as in "
+            "data.validation_ds.datasets.my_set.shar_path"
+        )
+    return data
+
+
+def _to_object(cfg: DictConfig) -> Any:
+    if OmegaConf.get_type(cfg) is DataConfig:
+        return OmegaConf.to_object(cfg)  # where it stands in a larger config, as it may refer to it
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), plain))
+
+
+def validation_sets(cfg: ValidationDataConfig) -> dict[str, SourceConfig]:
+    """Return the named sets, each with what it inherits.
+
+    Raises :class:`DataError` for an unknown key or a wrong value.
+    """
+    inherited = {item.name: getattr(cfg, item.name) for item in fields(SourceConfig)}
+    sets = {}
+    for name, overrides in cfg.datasets.items():
+        where = f"data.validation_ds.datasets.{name}"
+        if not isinstance(overrides, dict):
+            raise DataError(f"{where} must be a mapping such as {{shar_path: a_folder}}")
+        for key in overrides:
+            if key not in inherited:
+                raise DataError(f"{where}: {unknown_name(str(key), inherited)}")
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(SourceConfig(**inherited)), overrides)
+            merged_set = OmegaConf.to_object(merged)
+        except OmegaConfBaseException as error:
+            raise DataError(f"{where}: {error}") from error
+        assert isinstance(merged_set, SourceConfig)
+        _check_source(merged_set, where)
+        sets[name] = merged_set
+    return sets
+
+
+def has_source(cfg: SourceConfig) -> bool:
+    """Tell whether ``cfg`` names any data."""
+    return any(value is not None for value in (cfg.input_cfg, cfg.shar_path, cfg.cuts_path))
+
+
+def _check_source(cfg: SourceConfig, where: str) -> None:
+    if cfg.batch_size is None and cfg.batch_duration is None:
+        raise DataError(f"{where} needs batch_size (dialogues) or batch_duration (seconds)")
+    for key in ("batch_size", "batch_duration", "quadratic_duration"):
+        value = getattr(cfg, key)
+        if value is not None and value <= 0:
+            raise DataError(f"{where}.{key} is {value}, but must be above 0")
+    if cfg.num_workers < 0:
+        raise DataError(f"{where}.num_workers is {cfg.num_workers}, but must be 0 or more")
+    if cfg.shard_seed not in ("randomized", "trng") and not isinstance(cfg.shard_seed, int):
+        raise DataError(f'{where}.shard_seed is {cfg.shard_seed!r}, but must be "randomized", "trng" or an integer')

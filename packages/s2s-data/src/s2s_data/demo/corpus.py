@@ -1,0 +1,196 @@
+"""From planned dialogues to a two-channel lhotse Shar.
+
+Every turn starts on a frame and lasts whole frames: both channels then have exactly the same duration, and an
+answer that is said twice gives the same codec codes twice.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from lhotse import MonoCut, Recording, SupervisionSegment
+from lhotse.shar import SharWriter
+
+from s2s_data.codes import AudioCodec
+from s2s_data.demo.dialogues import Dialogue, plan_dialogues
+from s2s_data.demo.voices import AGENT_VOICE, ENGINE_RATE_HZ, HELDOUT_VOICE, USER_VOICES, FloatArray, Voice
+from s2s_data.shar import TARGET_CODES
+from s2s_data.stored_codes import FINGERPRINT
+
+FRAME_S = 0.08
+PEAK = 0.5  # every utterance is scaled to this peak
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """How large the corpus is and how its turns are spaced (all spacing in 80 ms frames)."""
+
+    num_train: int = 160  # training dialogues
+    num_validation: int = 16  # dialogues of each held-out set
+    dialogues_per_shard: int = 16
+    agent_rate_hz: int = 22050
+    lead_in_frames: int = 5  # silence before the first question
+    answer_gap_frames: int = 4  # between a question and its answer
+    question_gap_frames: int = 6  # between an answer and the next question
+    tail_frames: int = 6  # silence after the last answer
+    overlap_frames: int = 5  # how long the agent still speaks after the user barges in, at most
+    barge_in_share: float = 0.15
+    seed: int = 0
+
+    def rate_hz(self, role: str) -> int:
+        """Sample rate of a role's audio."""
+        return ENGINE_RATE_HZ if role == "user" else self.agent_rate_hz
+
+
+@dataclass(frozen=True)
+class _Turn:
+    role: str
+    text: str
+    start: int  # frames
+    audio: FloatArray  # [S] at the role's rate, whole frames
+
+    def end(self, rate_hz: int) -> int:
+        return self.start + len(self.audio) // samples_per_frame(rate_hz)
+
+
+def samples_per_frame(rate_hz: int) -> int:
+    """Samples in 80 ms; the rates used here divide evenly (1,280 at 16 kHz, 1,764 at 22.05 kHz)."""
+    return round(rate_hz * FRAME_S)
+
+
+def whole_frames(audio_S: FloatArray, rate_hz: int) -> FloatArray:
+    """Scale to `PEAK` and pad with silence up to a whole number of frames."""
+    size = samples_per_frame(rate_hz)
+    padded = np.zeros(math.ceil(len(audio_S) / size) * size, dtype=np.float32)
+    padded[: len(audio_S)] = audio_S * (PEAK / np.abs(audio_S).max())
+    return padded
+
+
+def agent_speech(text: str, rate_hz: int) -> FloatArray:
+    """The agent says `text`: [S] float32 at `rate_hz`, whole frames."""
+    import soxr
+
+    audio = soxr.resample(AGENT_VOICE.say(text), ENGINE_RATE_HZ, rate_hz)
+    return whole_frames(np.asarray(audio, dtype=np.float32), rate_hz)
+
+
+def first_words(text: str) -> str:
+    """What the agent has said of `text` when it is cut off: whole words, about half of them."""
+    words = text.rstrip(".").split()
+    return " ".join(words[: max(1, len(words) // 2)])
+
+
+def lay_out(dialogue: Dialogue, config: DemoConfig, voice: Voice) -> tuple[list[_Turn], int]:
+    """Place the turns of a dialogue on the frame grid; returns the turns and the total number of frames."""
+    turns: list[_Turn] = []
+    clock = config.lead_in_frames
+    for i, exchange in enumerate(dialogue.exchanges):
+        question = _Turn("user", exchange.question, clock, whole_frames(voice.say(exchange.question), ENGINE_RATE_HZ))
+        turns.append(question)
+        start = question.end(ENGINE_RATE_HZ) + config.answer_gap_frames
+        cut_off = i in dialogue.barge_ins
+        text = first_words(exchange.answer) if cut_off else exchange.answer
+        answer = _Turn("agent", text, start, agent_speech(text, config.agent_rate_hz))
+        turns.append(answer)
+        end = answer.end(config.agent_rate_hz)
+        # The user starts while the agent is speaking; the agent finishes the word in progress.
+        overlap = min(config.overlap_frames, (end - start) // 2)
+        clock = end - overlap if cut_off else end + config.question_gap_frames
+    return turns, max(turn.end(config.rate_hz(turn.role)) for turn in turns) + config.tail_frames
+
+
+def _channel(turns: list[_Turn], role: str, rate_hz: int, num_frames: int) -> FloatArray:
+    """One role's audio [S] of the whole dialogue."""
+    size = samples_per_frame(rate_hz)
+    audio = np.zeros(num_frames * size, dtype=np.float32)
+    for turn in turns:
+        if turn.role == role:
+            audio[turn.start * size : turn.start * size + len(turn.audio)] += turn.audio
+    return audio
+
+
+def _recording(audio_S: FloatArray, rate_hz: int, path: Path) -> Recording:
+    soundfile.write(path, audio_S, rate_hz, subtype="PCM_16")
+    return Recording.from_file(path, recording_id=path.stem)
+
+
+def render(
+    dialogue: Dialogue, config: DemoConfig, voice: Voice, folder: Path, codec: AudioCodec | None = None
+) -> MonoCut:
+    """Speak one dialogue: a cut with the user's audio, the agent's as `target_audio`, and the turns.
+
+    With a `codec` the cut gets `target_codes` too, made from the audio before the Shar compresses it: MP3's noise
+    would give each repetition of an answer codes of its own.
+    """
+    turns, num_frames = lay_out(dialogue, config, voice)
+    name = dialogue.dialogue_id
+    agent_S = _channel(turns, "agent", config.agent_rate_hz, num_frames)
+    user = _recording(_channel(turns, "user", ENGINE_RATE_HZ, num_frames), ENGINE_RATE_HZ, folder / f"{name}-user.wav")
+    cut = MonoCut(id=name, start=0.0, duration=user.duration, channel=0, recording=user)
+    cut.supervisions = [
+        SupervisionSegment(
+            id=f"{name}-{i}",
+            recording_id=user.id,
+            start=round(turn.start * FRAME_S, 2),
+            duration=round((turn.end(config.rate_hz(turn.role)) - turn.start) * FRAME_S, 2),
+            text=turn.text,
+            speaker=turn.role,
+            language="English",
+        )
+        for i, turn in enumerate(turns)
+    ]
+    cut.target_audio = _recording(agent_S, config.agent_rate_hz, folder / f"{name}-agent.wav")
+    cut.custom["user_voice"] = voice.name
+    if codec is not None:
+        codes_1TK, lens = codec.encode(torch.from_numpy(agent_S)[None], torch.tensor([len(agent_S)]))
+        codes_TK = codes_1TK[0, : int(lens[0])].int().numpy()
+        cut = cut.attach_tensor(TARGET_CODES, codes_TK, frame_shift=FRAME_S, temporal_dim=0)
+        cut.custom[FINGERPRINT] = codec.fingerprint
+    return cut
+
+
+def build_demo_corpus(
+    out_dir: Path,
+    config: DemoConfig | None = None,
+    codec: AudioCodec | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, int]:
+    """Build `train`, `heldout` and `heldout_voice` under `out_dir` as Shar; returns the dialogues of each.
+
+    Raises:
+        FileExistsError: `out_dir` holds something already.
+        FileNotFoundError, ImportError: a speech engine is missing; the message says how to get it.
+    """
+    config = config or DemoConfig()
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise FileExistsError(f"{out_dir} isn't empty: name another folder, or remove it first")
+    plan = plan_dialogues(
+        [voice.name for voice in USER_VOICES],
+        HELDOUT_VOICE.name,
+        num_train=config.num_train,
+        num_validation=config.num_validation,
+        barge_in_share=config.barge_in_share,
+        seed=config.seed,
+    )
+    splits = {"train": plan.train, "heldout": plan.heldout, "heldout_voice": plan.heldout_voice}
+    voices = {voice.name: voice for voice in (*USER_VOICES, HELDOUT_VOICE)}
+    for split, dialogues in splits.items():
+        with tempfile.TemporaryDirectory() as wavs:
+            cuts = (render(d, config, voices[d.voice], Path(wavs), codec) for d in dialogues)
+            write_shar(cuts, out_dir / split, config.dialogues_per_shard, with_codes=codec is not None)
+        progress(f"{out_dir / split}: {len(dialogues)} dialogues")
+    return {split: len(dialogues) for split, dialogues in splits.items()}
+
+
+def write_shar(cuts: Iterable[MonoCut], out_dir: Path, shard_size: int, *, with_codes: bool) -> None:
+    """Write both channels as MP3, a fifth of FLAC's size, and the codes as they are."""
+    out_dir.mkdir(parents=True)  # SharWriter doesn't make its folder
+    fields = {"recording": "mp3", "target_audio": "mp3"} | ({TARGET_CODES: "numpy"} if with_codes else {})
+    with SharWriter(str(out_dir), fields=fields, shard_size=shard_size) as writer:
+        for cut in cuts:
+            writer.write(cut)

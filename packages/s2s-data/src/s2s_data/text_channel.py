@@ -1,0 +1,90 @@
+"""Where a turn's text is put on the frame grid.
+
+BOS stands at the frame where the turn starts, its tokens follow one a frame, EOS stands at the frame where
+the turn ends, and PAD everywhere else. Shapes: ``T`` frames (80 ms).
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from lhotse.utils import compute_num_frames
+from torch import Tensor
+
+from s2s_data.batch import Turn
+from s2s_data.tokenizer import TextTokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class FrameGrid(NamedTuple):
+    """The frames of one dialogue."""
+
+    num_frames: int
+    frame_length_s: float
+    sample_rate_hz: int  # the rate of the cut: lhotse counts frames in samples
+
+    @classmethod
+    def of(cls, duration_s: float, frame_length_s: float, sample_rate_hz: int) -> "FrameGrid":
+        """Return the grid of a dialogue of ``duration_s``."""
+        num_frames = compute_num_frames(duration_s, frame_length_s, sample_rate_hz)
+        return cls(num_frames, frame_length_s, sample_rate_hz)
+
+    def frame_at(self, time_s: float) -> int:
+        """Return the frame of a time; 0 for what lies before the dialogue's start."""
+        return max(0, int(compute_num_frames(time_s, self.frame_length_s, self.sample_rate_hz)))
+
+
+class TextChannel(NamedTuple):
+    """One speaker's text on the frame grid."""
+
+    tokens_T: Tensor  # [T] int64
+    num_dropped_tokens: int  # text tokens that found no frame before their turn's end
+
+
+def build_text_channel(turns: Sequence[Turn], grid: FrameGrid, tokenizer: TextTokenizer) -> TextChannel:
+    """Put the text of one speaker's ``turns`` on ``grid``.
+
+    A turn lasts until its EOS, the speaker's next turn, or the dialogue's end, whichever is first; text that
+    needs more frames is cut there and counted. A turn of no frame is left out (its text is counted too). A
+    turn that the dialogue's end or the next turn interrupts has no EOS.
+    """
+    tokens_T = torch.full((grid.num_frames,), tokenizer.pad_id, dtype=torch.int64)
+    num_dropped = 0
+    spans = sorted((grid.frame_at(turn.start_s), grid.frame_at(turn.end_s), turn.text) for turn in turns)
+    next_starts = [*(start for start, _, _ in spans), grid.num_frames][1:]
+    for (start, end, text), next_start in zip(spans, next_starts, strict=True):
+        limit = min(next_start, grid.num_frames)
+        ids = tokenizer.text_to_ids(text)
+        room = max(0, min(end, limit) - start - 1)
+        num_dropped += max(0, len(ids) - room)
+        if min(end, limit) <= start:
+            continue
+        ids = [tokenizer.bos_id, *ids[:room]]
+        tokens_T[start : start + len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        if end < limit:
+            tokens_T[end] = tokenizer.eos_id
+    return TextChannel(tokens_T, num_dropped)
+
+
+class TextFitLog:
+    """Counts the dialogues whose text had to be cut, and says so in one line at 1, 10, 100, … of them."""
+
+    def __init__(self) -> None:
+        self.num_cuts = 0
+        self.num_tokens = 0
+
+    def add(self, cut_id: str, num_dropped_tokens: int) -> None:
+        """Count one dialogue."""
+        if num_dropped_tokens == 0:
+            return
+        self.num_cuts += 1
+        self.num_tokens += num_dropped_tokens
+        if 10 ** (len(str(self.num_cuts)) - 1) == self.num_cuts:
+            logger.warning(
+                "text longer than its turn: %d tokens cut in %d dialogues so far, the last is cut %s",
+                self.num_tokens,
+                self.num_cuts,
+                cut_id,
+            )

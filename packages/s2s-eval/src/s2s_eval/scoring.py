@@ -1,0 +1,136 @@
+"""The Lightning callback that scores validation: the recogniser lives from its start to its end, and no longer."""
+
+import logging
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from s2s_eval.asr import asr_config, check_asr
+from s2s_eval.batch_scoring import score_batch
+from s2s_eval.config import ScoringConfig
+from s2s_eval.dialogue_scores import DialogueScore, one_per_dialogue, validation_metrics
+from s2s_eval.gather import gather_lists
+from s2s_eval.metrics import bleu_signature
+from s2s_eval.report import write_report
+from s2s_eval.samples import SampleKeeper, step_dir, write_audio, write_scores
+from s2s_eval.transcripts import Transcriber
+
+log = logging.getLogger(__name__)
+
+
+class ValidationScoring(pl.Callback):
+    """Scores what ``validation_step`` returns, logs the metrics, writes samples and the report.
+
+    ``validation_step`` returns, for a batch that is a dict of named data sets, a dict of the same names; see
+    :func:`s2s_eval.batch_scoring.score_batch` for the entries. A data set that is None or absent is passed over.
+    Metrics are in per cent, equal on all ranks, and in ``trainer.callback_metrics`` before checkpoints are saved, so
+    ``monitor: val_asr_bleu`` works. See :func:`s2s_eval.dialogue_scores.validation_metrics` for their names.
+    """
+
+    def __init__(self, config: ScoringConfig, run_dir: str | Path | None = None) -> None:
+        """Without ``run_dir`` neither samples nor a report are written. Raises ValueError on a bad scoring_asr."""
+        self.config = config
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        asr = replace(
+            asr_config(config.scoring_asr),
+            device=config.asr_device,
+            batch_size=config.asr_batch_size,
+            num_threads=config.asr_num_threads,
+            language=config.asr_language,
+        )
+        check_asr(asr)  # now, not at the first validation, hours into the run
+        self.transcriber = None if asr.is_none else Transcriber(asr, config.silence_dbfs)
+        self._dialogues: list[DialogueScore] = []
+        self._keeper = SampleKeeper(config.max_samples_per_dataset)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with nothing scored. The recogniser itself is loaded by the first audible turn."""
+        self._forget()
+        if self.transcriber is not None:
+            self.transcriber.use_device(str(pl_module.device))
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score the batch's dialogues."""
+        if self._is_off(trainer) or not isinstance(outputs, Mapping):
+            return
+        for dataset, output in outputs.items():
+            data = batch.get(dataset)
+            if output is None or data is None or not data["cut_ids"]:
+                continue
+            for score, audio in score_batch(dataset, data, output, self.config, self.transcriber):
+                self._dialogues.append(score)
+                self._keeper.add(dataset, score.cut_id, audio)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Free the recogniser, then compute the metrics over all ranks' dialogues, log them and write the samples."""
+        self._free()
+        if self._is_off(trainer):
+            return
+        dialogues = one_per_dialogue(gather_lists(self._dialogues))
+        metrics = validation_metrics(dialogues, has_asr=self.transcriber is not None)
+        for name, value in metrics.items():
+            # equal on all ranks already: nothing to synchronise, so Lightning's advice to is not for us
+            warnings.filterwarnings("ignore", rf".*self\.log\('{re.escape(name)}', \.\.\., sync_dist=True")
+            pl_module.log(name, value, on_step=False, on_epoch=True, batch_size=1)
+        if self.run_dir is not None and dialogues:
+            self._write_samples(trainer, self.run_dir, dialogues, metrics)
+        self._forget()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the report, once the loggers have written this validation's metrics."""
+        if self.run_dir is None or not self.config.write_report or self._is_off(trainer):
+            return
+        trainer.strategy.barrier("s2s_eval_samples")
+        if trainer.is_global_zero:
+            try:
+                write_report(self.run_dir)
+            except OSError as error:
+                log.warning("report.html of %s was not written: %s. Training goes on.", self.run_dir, error)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Free everything, whatever happened."""
+        self._free()
+        self._forget()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Free everything."""
+        self._free()
+        self._forget()
+
+    def _is_off(self, trainer: pl.Trainer) -> bool:
+        return bool(trainer.sanity_checking) and not self.config.score_sanity_check
+
+    def _free(self) -> None:
+        if self.transcriber is not None and self.transcriber.is_loaded:
+            self.transcriber.close()
+
+    def _forget(self) -> None:
+        self._dialogues = []
+        self._keeper = SampleKeeper(self.config.max_samples_per_dataset)
+
+    def _write_samples(
+        self, trainer: pl.Trainer, run_dir: Path, dialogues: list[DialogueScore], metrics: dict[str, float]
+    ) -> None:
+        """Write wavs (each rank its own) and texts (rank 0). A full disk costs the samples, not the run."""
+        folder = step_dir(run_dir, trainer.global_step)
+        limit = self.config.max_samples_per_dataset
+        about = {"asr": self.config.scoring_asr, "bleu": bleu_signature()}
+        try:
+            write_audio(folder, dialogues, self._keeper, limit)
+            if trainer.is_global_zero:
+                write_scores(folder, trainer.global_step, dialogues, metrics, limit, about)
+        except (OSError, RuntimeError, AssertionError) as error:  # soundfile raises the latter two on a full disk
+            log.warning("samples in %s were not written: %s. Training goes on.", folder, error)

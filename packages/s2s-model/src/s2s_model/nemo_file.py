@@ -1,0 +1,25 @@
+"""Loading a NeMo model by name or from a `.nemo` file, with errors that name the config key."""
+
+from pathlib import Path
+from typing import Any
+
+
+def load_nemo(model_class: Any, name_or_path: str, *, key: str, kind: str) -> Any:
+    """Load a `model_class` to the CPU: a path that ends in `.nemo`, or a name in NeMo's registry.
+
+    Raises:
+        FileNotFoundError: the path doesn't exist.
+        ValueError: it can't be loaded; the message names `key` and calls the model a NeMo `kind`.
+    """
+    try:
+        if not name_or_path.endswith(".nemo"):
+            return model_class.from_pretrained(name_or_path, map_location="cpu")
+        if not Path(name_or_path).is_file():
+            raise FileNotFoundError(f"{key}: no file {name_or_path}")
+        return model_class.restore_from(name_or_path, map_location="cpu")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # tarfile, pickle, hydra and the hub each raise their own
+        raise ValueError(
+            f"{key}: {name_or_path} can't be loaded as a NeMo {kind} ({type(error).__name__}: {error})"
+        ) from error

@@ -1,0 +1,134 @@
+"""Cuts to tensors: shapes, dtypes, what is loaded when, and errors that name the cut."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet, MultiCut, Recording
+
+from s2s_data import DataError, DuplexDataset, Turn, read_blend
+from tests.s2s_data.builders import NUM_CODEBOOKS, WordTokenizer, dialogue, recording, write_shar
+
+TOKENIZER = WordTokenizer()
+
+
+def test_batch_of_audio() -> None:
+    batch = DuplexDataset(TOKENIZER)[[dialogue("long", 2.4), dialogue("short", 1.6)]]
+    assert batch["source_audio"].shape == (2, 38400)
+    assert batch["source_audio"].dtype == torch.float32
+    assert batch["source_audio_lens"].tolist() == [38400, 25600]
+    assert batch["target_audio"].shape == (2, 52920)
+    assert batch["target_audio_lens"].tolist() == [52920, 35280]
+    assert batch["target_tokens"].shape == batch["source_tokens"].shape == (2, 30)
+    assert batch["target_token_lens"].tolist() == batch["source_token_lens"].tolist() == [30, 20]
+    assert "target_codes" not in batch
+    lens = [value.dtype for key, value in batch.items() if key.endswith("_lens") and isinstance(value, torch.Tensor)]
+    assert set(lens) == {torch.int64}
+    assert not batch["source_audio"][1, 25600:].any()
+    assert batch["source_audio"][1, :25600].any()
+    assert batch["target_tokens"][1, 20:].tolist() == [TOKENIZER.pad_id] * 10
+    assert batch["cut_ids"] == ["long", "short"]
+    assert batch["source_texts"] == ["what is two"] * 2
+    assert batch["target_texts"] == ["it is four"] * 2
+    assert batch["turns"][0] == [Turn("user", 0.0, 0.8, "what is two"), Turn("agent", 0.88, 0.72, "it is four")]
+
+
+def test_channels_arent_mixed_up() -> None:
+    cut = dialogue("cut")
+    batch = DuplexDataset(TOKENIZER)[[cut]]
+    assert torch.equal(batch["source_audio"][0], torch.from_numpy(cut.load_audio()[0]))
+    assert torch.equal(batch["target_audio"][0], torch.from_numpy(cut.load_target_audio()[0]))
+
+
+def test_stored_codes_replace_target_audio() -> None:
+    cuts = [dialogue("long", 2.4, codes=True), dialogue("short", 1.6, codes=True)]
+    batch = DuplexDataset(TOKENIZER, load_target_audio=False)[cuts]
+    assert "target_audio" not in batch
+    assert batch["target_codes"].shape == (2, 30, NUM_CODEBOOKS)
+    assert batch["target_codes"].dtype == torch.int64
+    assert batch["target_code_lens"].tolist() == [30, 20]
+    assert torch.equal(batch["target_codes"][1, :20], torch.from_numpy(cuts[1].load_target_codes()).long())
+    assert not batch["target_codes"][1, 20:].any()
+
+
+def test_validation_has_codes_and_audio() -> None:
+    batch = DuplexDataset(TOKENIZER)[[dialogue("cut", codes=True)]]
+    assert {"target_codes", "target_audio"} <= batch.keys()
+
+
+def test_batch_of_some_with_codes_falls_back_to_audio() -> None:
+    batch = DuplexDataset(TOKENIZER, load_target_audio=False)[[dialogue("a", codes=True), dialogue("b")]]
+    assert "target_codes" not in batch
+    assert batch["target_audio"].shape[0] == 2
+
+
+def test_defect_09_audio_is_resampled_to_the_configured_rates() -> None:
+    dataset = DuplexDataset(TOKENIZER, source_sample_rate=8000, target_sample_rate=24000)
+    batch = dataset[[dialogue("cut", 1.6, source_rate_hz=44100)]]
+    assert batch["source_audio_lens"].tolist() == [12800]
+    assert batch["target_audio_lens"].tolist() == [38400]
+    assert batch["target_tokens"].shape == (1, 20)
+
+
+def test_part_of_a_recording_is_read_from_both_channels() -> None:
+    cut = dialogue("cut", 3.2, codes=True)
+    part = cut.truncate(offset=1.6, duration=0.8, preserve_id=True)
+    batch = DuplexDataset(TOKENIZER)[[part]]
+    assert torch.equal(batch["source_audio"][0], torch.from_numpy(cut.load_audio()[0, 25600:38400]))
+    assert torch.equal(batch["target_audio"][0], torch.from_numpy(cut.load_target_audio()[0, 35280:52920]))
+    assert torch.equal(batch["target_codes"][0], torch.from_numpy(cut.load_target_codes()[20:30]).long())
+
+
+def test_codes_of_another_codec_are_refused_naming_both() -> None:
+    cut = dialogue("cut", codes=True, fingerprint="old-codec")
+    assert "target_codes" in DuplexDataset(TOKENIZER, codec_fingerprint="old-codec")[[cut]]
+    with pytest.raises(DataError, match=r"cut cut: .*old-codec, but the model's codec is new-codec"):
+        DuplexDataset(TOKENIZER, codec_fingerprint="new-codec")[[cut]]
+
+
+def test_codes_that_dont_say_their_codec_are_refused() -> None:
+    with pytest.raises(DataError, match="a codec that isn't named, but the model's codec is mine"):
+        DuplexDataset(TOKENIZER, codec_fingerprint="mine")[[dialogue("cut", codes=True)]]
+
+
+def test_cut_without_target_audio_names_the_cut_and_its_shard(tmp_path: Path) -> None:
+    shar = write_shar(tmp_path / "shar", [dialogue("fine"), dialogue("mute", audio=False)])
+    cuts = list(read_blend([{"type": "lhotse_shar", "shar_path": shar}]))
+    with pytest.raises(DataError, match=r"cut mute of .*/shar/cuts.000000.jsonl.gz has neither target_audio nor"):
+        DuplexDataset(TOKENIZER)[CutSet(cuts)]
+
+
+def test_channels_of_different_duration_are_an_error_past_two_frames() -> None:
+    batch = DuplexDataset(TOKENIZER)[[dialogue("near", 1.6, target_duration_s=1.5)]]
+    assert batch["target_audio_lens"].tolist() == [35280]
+    assert not batch["target_audio"][0, 33075:].any()
+    with pytest.raises(DataError, match=r"cut far: its target_audio has 1.20 s but the cut 1.60 s"):
+        DuplexDataset(TOKENIZER)[[dialogue("far", 1.6, target_duration_s=1.2)]]
+
+
+def test_unreadable_audio_names_the_cut() -> None:
+    cut = dialogue("broken")
+    cut.recording.sources[0].source = b"not a wav file"
+    with pytest.raises(DataError, match="cut broken: can't read its recording: "):
+        DuplexDataset(TOKENIZER)[[cut]]
+
+
+def test_stereo_user_audio_is_averaged() -> None:
+    cut = dialogue("cut", 1.6)
+    left, right = (recording(name, 1.6, 16000, seed).load_audio()[0] for seed, name in enumerate("lr"))
+    wav = io.BytesIO()
+    soundfile.write(wav, np.stack([left, right], axis=1), 16000, format="WAV", subtype="FLOAT")
+    stereo = MultiCut("cut", 0, 1.6, [0, 1], recording=Recording.from_bytes(wav.getvalue(), "lr"), custom=cut.custom)
+    batch = DuplexDataset(TOKENIZER)[[stereo]]
+    np.testing.assert_allclose(batch["source_audio"][0].numpy(), (left + right) / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"), [(([], ["agent"]), "input_roles is empty"), ((["x"], ["x"]), "one role")]
+)
+def test_roles_are_checked(roles: tuple[list[str], list[str]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        DuplexDataset(TOKENIZER, input_roles=roles[0], output_roles=roles[1])

@@ -1,0 +1,41 @@
+import subprocess
+import sys
+
+import pytest
+
+from s2s_parallel.mesh import MeshSizes, resolve_mesh, sizes_that_work
+
+
+def test_auto_fills_the_world_with_data_parallel_processes():
+    assert resolve_mesh(8) == MeshSizes(data_parallel_size=8, tensor_parallel_size=1)
+    assert resolve_mesh(4, "auto", 1).world_size == 4
+
+
+def test_a_product_that_is_not_the_world_quotes_both_numbers_and_what_works():
+    with pytest.raises(ValueError, match=r"data_parallel_size \(3\) × tensor_parallel_size \(1\) is 3") as caught:
+        resolve_mesh(8, 3, 1)
+    assert "has 8 processes" in str(caught.value)
+    assert "use data_parallel_size=8 with tensor_parallel_size=1" in str(caught.value)
+
+
+def test_tensor_parallelism_is_refused_for_now():
+    with pytest.raises(ValueError, match=r"tensor_parallel_size \(2\) isn't supported yet.*data_parallel_size to 4"):
+        resolve_mesh(4, 2, 2)
+
+
+@pytest.mark.parametrize(("dp", "tp", "name"), [(0, 1, "data_parallel_size"), (2, 0, "tensor_parallel_size")])
+def test_sizes_below_one_are_refused_by_name(dp, tp, name):
+    with pytest.raises(ValueError, match=f"{name} is 0"):
+        resolve_mesh(2, dp, tp)
+
+
+def test_every_size_offered_is_accepted():
+    for world_size in (1, 2, 6):
+        for sizes in sizes_that_work(world_size):
+            resolved = resolve_mesh(world_size, sizes.data_parallel_size, sizes.tensor_parallel_size)
+            assert resolved == sizes
+
+
+def test_checking_sizes_imports_no_torch():
+    code = "import sys, s2s_parallel.mesh as m; m.resolve_mesh(2); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

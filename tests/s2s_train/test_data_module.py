@@ -1,0 +1,45 @@
+from itertools import islice
+
+import pytest
+
+from s2s_train.data_module import ResumableLoader
+
+
+def loader() -> ResumableLoader:
+    return ResumableLoader(lambda skip: range(skip, 1000))
+
+
+def take(iterator, count, of):
+    """Fetch and train on `count` batches, one at a time."""
+    taken = []
+    for batch in islice(iterator, count):
+        of.mark_delivered()
+        taken.append(batch)
+    return taken
+
+
+def test_epochs_go_on_where_the_last_one_ended():
+    data = loader()
+    assert take(iter(data), 3, data) == [0, 1, 2]
+    assert take(iter(data), 3, data) == [3, 4, 5]
+
+
+def test_what_was_fetched_ahead_and_thrown_away_is_handed_out_again():
+    data = loader()
+    epoch = iter(data)
+    assert [next(epoch) for _ in range(4)] == [0, 1, 2, 3]
+    data.mark_delivered()
+    data.mark_delivered()
+    assert take(iter(data), 4, data) == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("fetched_ahead", [0, 1, 3])
+def test_state_counts_batches_trained_on_not_those_fetched(fetched_ahead):
+    data = loader()
+    epoch = iter(data)
+    take(epoch, 5, data)
+    for _ in range(fetched_ahead):
+        next(epoch)
+    resumed = loader()
+    resumed.load_state_dict(data.state_dict())
+    assert take(iter(resumed), 2, resumed) == [5, 6]

@@ -1,0 +1,67 @@
+"""The command line with the real model, data and scorers, all tiny: a run, then the same command for longer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from s2s_parallel.checkpoint import AtomicCheckpointIO
+from s2s_train.cli import main
+from s2s_train.run_folder import RunFolder
+from tests.s2s_data.builders import dialogues, write_shar
+from tests.s2s_model.builders import make_codec, make_llm, model_config
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("end_to_end")
+    corpus = write_shar(folder / "corpus", dialogues("cut", 6))
+    sections: dict[str, Any] = {
+        "model": model_config(make_llm(folder / "llm"), make_codec(folder / "codec.nemo")),
+        "data": {
+            "train_ds": {"shar_path": corpus, "batch_size": 2, "shuffle_buffer_size": 4},
+            "validation_ds": {
+                "batch_size": 3,
+                "datasets": {"seen": {"shar_path": corpus}, "few": {"shar_path": corpus, "max_duration": 2.0}},
+            },
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_steps": 2,
+            "limit_train_batches": 2,
+            "val_check_interval": 2,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+        },
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+def test_fit_then_fit_for_longer(config, monkeypatch, capsys):
+    monkeypatch.chdir(config.parent)
+    assert main(["fit", config.name]) == 0
+    run = RunFolder(Path("runs/tiny"))
+    for path in (run.config, run.metrics, run.last_checkpoint, run.report):
+        assert path.is_file(), path
+    assert list(run.samples.rglob("*.wav"))
+    capsys.readouterr()
+    assert main(["fit", config.name, "trainer.max_steps=4"]) == 0
+    assert "resuming from" in capsys.readouterr().out
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines if "train_loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "val_loss" in line] == [2, 4]
+    names = set().union(*lines)
+    assert {"train_text_loss", "train_audio_loss", "val_loss_seen", "val_loss_few", "val_txt_bleu"} <= names
+    assert AtomicCheckpointIO().load_checkpoint(run.last_checkpoint)["global_step"] == 4
+
+
+def test_rates_that_do_not_fit_end_in_one_line(config, monkeypatch, capsys):
+    monkeypatch.chdir(config.parent)
+    assert main(["fit", config.name, "name=rates", "data.target_sample_rate=24000"]) == 2
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert "data.target_sample_rate is 24000 Hz, but the model's is 22050 Hz" in last_line
