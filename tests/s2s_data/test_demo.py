@@ -75,6 +75,10 @@ def test_a_spoken_corpus_is_one_that_training_can_use(tmp_path):
         assert cut.load_target_audio().shape[1] == round(cut.duration * 22050)
         turns = cut.supervisions
         assert all(round(t.start / 0.08, 6).is_integer() and round(t.duration / 0.08, 6).is_integer() for t in turns)
+        for turn in turns:
+            if turn.speaker == "agent":  # the model's start code takes the first frame: nothing may sound there
+                onset_S = cut.load_target_audio()[0, round(turn.start * 22050) :]
+                assert abs(onset_S[:1764]).max() < 0.01 < abs(onset_S[1764:3528]).max()
         if len(turns) == 4:  # barged in: the second question starts before the first answer ends
             assert turns[2].start < turns[1].end
             assert not turns[1].text.endswith(".")

@@ -104,7 +104,7 @@ def nemo() -> Any:
     return s2s_dataset
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cut=well_formed())
 def test_equals_nemo_on_well_formed_turns(nemo: Any, cut: MonoCut) -> None:
     for role in ("user", "agent"):

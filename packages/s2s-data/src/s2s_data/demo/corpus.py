@@ -72,11 +72,15 @@ def whole_frames(audio_S: FloatArray, rate_hz: int) -> FloatArray:
 
 
 def agent_speech(text: str, rate_hz: int) -> FloatArray:
-    """The agent says `text`: [S] float32 at `rate_hz`, whole frames."""
+    """The agent says `text` after a frame of silence: [S] float32 at `rate_hz`, whole frames.
+
+    The model has its control code "the agent starts" in a turn's first frame, so what sounds there is never learned.
+    """
     import soxr
 
     audio = soxr.resample(AGENT_VOICE.say(text), ENGINE_RATE_HZ, rate_hz)
-    return whole_frames(np.asarray(audio, dtype=np.float32), rate_hz)
+    speech = whole_frames(np.asarray(audio, dtype=np.float32), rate_hz)
+    return np.concatenate([np.zeros(samples_per_frame(rate_hz), dtype=np.float32), speech])
 
 
 def first_words(text: str) -> str:
