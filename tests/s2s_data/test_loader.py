@@ -1,14 +1,19 @@
 """Training and validation loaders: who gets which dialogue, and resuming."""
 
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lhotse.cut import Cut
 
 from s2s_data import DataError, DuplexBatch, train_dataloader, validation_dataloaders
-from s2s_data.loader import TrainStream
-from tests.s2s_data.builders import WordTokenizer, assert_same_batch, config, dialogues, write_shar
+from s2s_data.shar import Shard
+from tests.s2s_data.builders import WordTokenizer, assert_same_batch, config, dialogue, dialogues, write_shar
 
 TOKENIZER = WordTokenizer()
 
@@ -49,18 +54,100 @@ def ids(batches: list[DuplexBatch]) -> list[list[str]]:
     return [batch["cut_ids"] for batch in batches]
 
 
+def after(state: str, count: int, train: dict[str, Any], **kwargs: Any) -> list[DuplexBatch]:
+    """What a loader gives that goes on from a saved state."""
+    loader = train_dataloader(config(train), TOKENIZER, **kwargs)
+    loader.load_state_dict(json.loads(state))
+    return list(islice(loader, count))
+
+
+def stopped_after(count: int, train: dict[str, Any], **kwargs: Any) -> str:
+    loader = train_dataloader(config(train), TOKENIZER, **kwargs)
+    assert len(list(islice(loader, count))) == count
+    return json.dumps(loader.state_dict())
+
+
 @pytest.mark.parametrize("batching", [SIMPLE, BUCKETING], ids=["simple", "bucketing"])
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
-@pytest.mark.parametrize("skip", [1, 6])
-def test_defect_16_resumed_run_goes_on_where_it_stopped(
-    blend: list[dict[str, Any]], batching: dict[str, Any], num_workers: int, skip: int
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_defect_16_first_k_and_remaining_are_all(
+    blend: list[dict[str, Any]], batching: dict[str, Any], num_workers: int, rank: int
 ) -> None:
     train = {"input_cfg": blend, "num_workers": num_workers, **batching}
-    everything = first(skip + 6, train, dp_rank=1, dp_world_size=2)
-    remaining = first(6, train, dp_rank=1, dp_world_size=2, skip_batches=skip)
-    for resumed, uninterrupted in zip(remaining, everything[skip:], strict=True):
+    place = {"dp_rank": rank, "dp_world_size": 2}
+    everything = first(40, train, **place)
+    assert ids(everything[:6]) != ids(everything[6:12])
+    for count in (0, 1, 2, 7, 31):  # within the first window, and some windows on
+        state = stopped_after(count, train, **place)
+        for resumed, uninterrupted in zip(after(state, 6, train, **place), everything[count:], strict=False):
+            assert_same_batch(resumed, uninterrupted)
+
+
+def test_defect_16_resume_in_a_new_process(blend: list[dict[str, Any]]) -> None:
+    train = {"input_cfg": blend, "num_workers": 2, **BUCKETING}
+    place = {"dp_rank": 1, "dp_world_size": 2}
+    everything = first(12, train, **place)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        state = other.submit(stopped_after, 5, train, **place).result()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        remaining = other.submit(after, state, 7, train, **place).result()
+    for resumed, uninterrupted in zip(remaining, everything[5:], strict=True):
         assert_same_batch(resumed, uninterrupted)
-    assert ids(everything[:6]) != ids(everything[skip:])[:6]
+
+
+def test_a_resumed_trng_run_goes_on_in_its_order(blend: list[dict[str, Any]]) -> None:
+    train = {"input_cfg": blend, "shard_seed": "trng", **SIMPLE}
+    loader = iter(uncut := train_dataloader(config(train), TOKENIZER))
+    next(loader)
+    state = json.dumps(uncut.state_dict())
+    assert ids(after(state, 3, train)) == ids(list(islice(loader, 3)))
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "named"),
+    [
+        ({"num_workers": 1}, {}, "num_workers"),
+        ({}, {"dp_rank": 0, "dp_world_size": 2}, "data-parallel ranks"),
+        ({"batch_size": 3}, {}, "config of data.train_ds"),
+    ],
+)
+def test_what_can_not_be_resumed_exactly_is_said(
+    blend: list[dict[str, Any]],
+    change: dict[str, Any],
+    place: dict[str, int],
+    named: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    train = {"input_cfg": blend, "num_workers": 2, **SIMPLE}
+    state = stopped_after(3, train)
+    assert not caplog.records
+    batches = after(state, 3, {**train, **change}, **place)
+    assert named in caplog.text
+    assert "new order" in caplog.text
+    assert ids(batches) != ids(first(3, {**train, **change}, **place)), "the first dialogues would come again"
+
+
+def test_resume_reads_no_more_than_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shar = write_shar(tmp_path / "shar", dialogues("d", 40), shard_size=4)
+    train = {"shar_path": shar, "shuffle_buffer_size": 8}
+    opened: list[str] = []
+    rows = Shard.rows
+
+    def noting(shard: Shard, start: int = 0) -> Iterator[tuple[int, Cut]]:
+        opened.append(shard.paths["cuts"])
+        return rows(shard, start)
+
+    monkeypatch.setattr(Shard, "rows", noting)
+
+    def shards_opened(count: int) -> int:
+        state = stopped_after(count, train)
+        loader = train_dataloader(config(train), TOKENIZER)
+        loader.load_state_dict(json.loads(state))
+        opened.clear()
+        next(iter(loader))
+        return len(opened)
+
+    assert shards_opened(400) <= shards_opened(4) + 1  # windows start within a shard, or between two
 
 
 @pytest.mark.parametrize("shard_seed", ["randomized", "trng", 7])
@@ -107,11 +194,10 @@ def test_trng_gives_another_order_each_time(blend: list[dict[str, Any]]) -> None
 
 
 def test_sources_are_drawn_by_weight(blend: list[dict[str, Any]]) -> None:
-    stream = train_dataloader(config({"input_cfg": blend, **SIMPLE}), TOKENIZER).dataset
-    assert isinstance(stream, TrainStream)
-    drawn = [cut.id[0] for cuts in islice(stream.cut_batches(0, 1), 500) for cut in cuts]
+    stream = train_dataloader(config({"input_cfg": blend, **SIMPLE}), TOKENIZER).stream
+    drawn = [ref.cut.id[0] for refs, _ in islice(stream.planned(0), 500) for ref in refs]
     shares = {name: drawn.count(name) / len(drawn) for name in "abc"}
-    assert shares == pytest.approx({"a": 0.6, "b": 0.4 * 2 / 3, "c": 0.4 / 3}, abs=0.06)
+    assert shares == pytest.approx({"a": 0.6, "b": 0.4 * 2 / 3, "c": 0.4 / 3}, abs=0.005)
 
 
 def test_each_pass_reads_every_dialogue_once(tmp_path: Path) -> None:
@@ -124,27 +210,77 @@ def test_each_pass_reads_every_dialogue_once(tmp_path: Path) -> None:
 
 def test_shards_are_shuffled_anew_in_each_pass(tmp_path: Path) -> None:
     shar = write_shar(tmp_path / "shar", dialogues("d", 6), shard_size=1)
-    batches = first(4, {"shar_path": shar, "batch_size": 6, "shuffle_buffer_size": 1})
-    orders = {tuple(batch["cut_ids"]) for batch in batches[1:]}  # the buffer swaps the first two of all
-    assert all(len(set(order)) == 6 for order in orders)
-    assert len(orders) > 1
+    batches = first(12, {"shar_path": shar, "batch_size": 2, "shuffle_buffer_size": 2})
+    passes = [[frozenset(batch["cut_ids"]) for batch in batches[start : start + 3]] for start in range(0, 12, 3)]
+    assert all(len(frozenset.union(*neighbours)) == 6 for neighbours in passes)
+    assert len({frozenset(neighbours) for neighbours in passes}) > 1, "the same dialogues meet in each pass"
+
+
+def padding(batches: list[DuplexBatch]) -> float:
+    lens = sum(int(batch["source_audio_lens"].sum()) for batch in batches)
+    return 1 - lens / sum(batch["source_audio"].numel() for batch in batches)
 
 
 def test_bucketed_batches_hold_dialogues_of_like_duration(blend: list[dict[str, Any]]) -> None:
-    train = {**BUCKETING, "num_buckets": 2, "bucket_duration_bins": [2.5]}
-    batches = first(20, {"input_cfg": blend, **train})
-    sides = [{bool(samples > 2.5 * 16000) for samples in batch["source_audio_lens"]} for batch in batches]
-    assert all(len(side) == 1 for side in sides)
-    assert {True} in sides
-    assert {False} in sides
-    # lhotse stops once another dialogue as long as the longest would exceed the duration
-    assert all(batch["source_audio"].numel() <= 8.0 * 16000 * 1.2 for batch in batches)
+    bucketed = first(40, {"input_cfg": blend, **BUCKETING, "bucket_duration_bins": [1.7, 2.0, 2.3, 2.6, 3.0]})
+    assert padding(bucketed) < 0.05 < padding(first(40, {"input_cfg": blend, "batch_size": 3, **SIMPLE}))
+    assert all(batch["source_audio"].numel() <= 8.0 * 16000 for batch in bucketed)
+
+
+def test_buckets_with_batch_sizes_of_their_own(blend: list[dict[str, Any]]) -> None:
+    train = {"use_bucketing": True, "bucket_duration_bins": [2.0, 2.7], "bucket_batch_size": [4, 2], "batch_size": None}
+    batches = first(30, {"input_cfg": blend, **train})
+    longest = [float(batch["source_audio_lens"].max()) / 16000 for batch in batches]
+    assert max(longest) <= 2.7, "what is longer than the last bucket is left out"
+    assert all(len(batch["cut_ids"]) <= 2 for batch, s in zip(batches, longest, strict=True) if s > 2.0)
+    assert any(len(batch["cut_ids"]) == 4 for batch in batches)
+
+
+def test_buckets_in_two_dimensions(tmp_path: Path) -> None:
+    turns = [("user", 0.0, 0.5, "hi"), ("agent", 0.6, 1.0, "one two three four five six")]
+    talkative = [dialogue(f"t{i}", 2.0, turns) for i in range(8)]
+    terse = [dialogue(f"q{i}", 2.0, [turns[0], ("agent", 0.6, 1.0, "yes")]) for i in range(8)]
+    shar = write_shar(tmp_path / "shar", [cut for pair in zip(talkative, terse, strict=True) for cut in pair])
+    train = {"use_bucketing": True, "bucket_duration_bins": [[4.0, 3], [4.0, 9]], "batch_size": 4}
+    for batch in first(8, {"shar_path": shar, **train}):
+        assert len({cut_id[0] for cut_id in batch["cut_ids"]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"bucket_duration_bins": [3.0, 2.0]}, "must ascend"),
+        ({"bucket_duration_bins": [3.0, [4.0, 5]]}, "durations, or pairs"),
+        ({"bucket_batch_size": [2]}, "bucket_batch_size needs bucket_duration_bins"),
+        ({"bucket_duration_bins": [3.0], "bucket_batch_size": [2, 1]}, "2 sizes and bucket_duration_bins 1 bounds"),
+        ({"bucket_duration_bins": [3.0], "bucket_batch_size": [0]}, "numbers above 0"),
+    ],
+)
+def test_wrong_buckets(blend: list[dict[str, Any]], train: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        first(1, {"input_cfg": blend, "use_bucketing": True, **train})
 
 
 def test_durations_out_of_range_are_left_out(blend: list[dict[str, Any]]) -> None:
     for batch in first(10, {"input_cfg": blend, "min_duration": 1.9, "max_duration": 2.6, **SIMPLE}):
         assert batch["source_audio_lens"].min() >= 1.9 * 16000
         assert batch["source_audio_lens"].max() <= 2.6 * 16000
+
+
+def test_what_is_left_out_is_counted_by_source_and_reason(
+    blend: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    list(first(20, {"input_cfg": blend, "min_duration": 1.9, "max_tps": 1.4, **SIMPLE}))
+    lines = [record.message for record in caplog.records if "left out so far" in record.message]
+    assert any("/a" in line and "shorter than min_duration 1.9 s" in line for line in lines)
+    assert any("above max_tps 1.4" in line for line in lines)
+
+
+def test_tokens_a_second_out_of_range_are_left_out(tmp_path: Path) -> None:
+    cuts = [dialogue(f"d{n}", 2.0, [("user", 0, 0.5, "hi"), ("agent", 0.6, 1.2, "word " * n)]) for n in range(1, 9)]
+    shar = write_shar(tmp_path / "shar", cuts)
+    batches = first(8, {"shar_path": shar, "min_tps": 1.5, "max_tps": 3.0})
+    assert {cut_id for batch in batches for cut_id in batch["cut_ids"]} == {"d3", "d4", "d5", "d6"}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

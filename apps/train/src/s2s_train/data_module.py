@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, Protocol
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from s2s_data.config import DataConfig
 from s2s_data.loader import train_dataloader, validation_dataloaders
+from s2s_data.position import StreamPosition
+from s2s_eval.gather import gather_lists
 
-log = logging.getLogger(__name__)
+
+class Resumable(Protocol):
+    """What `s2s_data.TrainLoader` is to us."""
+
+    position: StreamPosition  # behind the last batch that was handed out
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go on from the position."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the position."""
 
 
 class ResumableLoader:
@@ -21,54 +33,47 @@ class ResumableLoader:
 
     A batch counts as delivered when training starts on it, not when it is fetched: Lightning fetches one ahead
     where it can't tell the epoch's end, and throws it away at an epoch's start; such a batch is handed out again.
-    Lightning saves this loader's state within the checkpoint, since it has `state_dict`.
+    Lightning saves this loader's state within the checkpoint, since it has `state_dict`; every rank calls it then.
 
     Args:
-        build: makes the batches that follow the first `skip_batches`.
-        num_streams: processes times workers; another number deals the same batches out differently.
+        loader: makes the batches, and tells and takes a position.
+        dp_rank: this process' data parallel rank.
     """
 
-    def __init__(self, build: Callable[[int], Iterable[Any]], num_streams: int = 1) -> None:
-        self._build = build
-        self._num_streams = num_streams
+    def __init__(self, loader: Resumable, dp_rank: int = 0) -> None:
+        self._loader = loader
+        self._dp_rank = dp_rank
         self._batches: Iterator[Any] | None = None
-        self._fetched: deque[Any] = deque()
-        self.batches_delivered = 0
+        self._fetched: deque[tuple[Any, StreamPosition]] = deque()  # batches, and the positions behind them
+        self._position = loader.position
 
     def __iter__(self) -> Iterator[Any]:
         if self._batches is None:
-            self._batches = iter(self._build(self.batches_delivered))
-        yield from tuple(self._fetched)
+            self._batches = iter(self._loader)
+        yield from [batch for batch, _ in self._fetched]
         for batch in self._batches:
-            self._fetched.append(batch)
+            self._fetched.append((batch, self._loader.position))
             yield batch
 
     def mark_delivered(self) -> None:
-        """Count the oldest fetched batch: training starts on it."""
-        self._fetched.popleft()
-        self.batches_delivered += 1
+        """Let go of the oldest fetched batch: training starts on it."""
+        _, self._position = self._fetched.popleft()
 
     def close(self) -> None:
         """Let go of the batches, and so end their workers."""
         self._batches = None
         self._fetched.clear()
 
-    def state_dict(self) -> dict[str, int]:
-        """Number of batches that training has had."""
-        return {"batches_delivered": self.batches_delivered, "num_streams": self._num_streams}
+    def state_dict(self) -> dict[int, dict[str, Any]]:
+        """Return the position of each data parallel rank behind the batches that training has had."""
+        return dict(chain.from_iterable(gather_lists([(self._dp_rank, self._position.as_dict())])))
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[int, dict[str, Any]]) -> None:
         """Go on behind the batches that training has had. Comes before the first `iter()`."""
         assert self._batches is None, "state is loaded before iteration"
-        self.batches_delivered = state_dict["batches_delivered"]
-        if (before := state_dict.get("num_streams", self._num_streams)) != self._num_streams:
-            log.warning(
-                "the run was trained with %d data streams (processes x workers) and goes on with %d: some dialogues of"
-                " this pass will come twice or not at all. Keep trainer.devices and data.train_ds.num_workers for an"
-                " exact resume.",
-                before,
-                self._num_streams,
-            )
+        # A rank that wasn't there takes another one's position: the loader sees that it isn't its own, and says so.
+        self._loader.load_state_dict(state_dict.get(self._dp_rank, state_dict[0]))
+        self._position = self._loader.position
 
 
 class DuplexDataModule(LightningDataModule):
@@ -85,10 +90,7 @@ class DuplexDataModule(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Return this data parallel rank's endless training batches."""
         place = self._of_this_rank()
-        self._train = ResumableLoader(
-            lambda skip: train_dataloader(self._cfg, **place, skip_batches=skip),
-            num_streams=place["dp_world_size"] * max(1, self._cfg.train_ds.num_workers),
-        )
+        self._train = ResumableLoader(train_dataloader(self._cfg, **place), place["dp_rank"])
         return self._train
 
     def val_dataloader(self) -> CombinedLoader | list[Any]:

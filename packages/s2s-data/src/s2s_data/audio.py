@@ -1,16 +1,21 @@
-"""Loading and collating one channel's audio. Shapes: ``B`` batch, ``S`` samples."""
+"""Loading and collating one channel's audio. Shapes: ``C`` channels, ``S`` samples, ``B`` batch."""
 
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import soundfile
 import torch
-from lhotse.cut import Cut
+from lhotse import MonoCut, Recording
+from lhotse.cut import Cut, MultiCut
 from lhotse.utils import compute_num_samples
 from torch import Tensor
 
-from s2s_data.errors import DataError
+from s2s_data.errors import UnreadableCutError
 from s2s_data.shar import RECORDING
+
+FloatArray = npt.NDArray[np.float32]
 
 # A recording may be this much shorter than its cut: codecs and resampling round to frames of their own.
 MAX_MISSING_S = 0.16
@@ -22,13 +27,19 @@ def place_of(cut: Cut) -> str:
     return f"cut {cut.id} of {origin}" if origin else f"cut {cut.id}"
 
 
-def load_audio(cut: Cut, field: str, sample_rate_hz: int) -> npt.NDArray[np.float32]:
+def offset_key(field: str) -> str:
+    """Return the custom field that says how many seconds into the cut a channel's audio starts."""
+    return f"{field}_offset_s"
+
+
+def load_audio(cut: Cut, field: str, sample_rate_hz: int) -> FloatArray:
     """Load a channel of ``cut`` at ``sample_rate_hz``.
 
     Parameters
     ----------
     cut
-        The dialogue.
+        The dialogue. A custom ``recording_offset_s`` or ``target_audio_offset_s`` places the channel's audio so
+        many seconds into it, with silence around.
     field
         ``recording`` or the name of a custom recording.
     sample_rate_hz
@@ -41,38 +52,85 @@ def load_audio(cut: Cut, field: str, sample_rate_hz: int) -> npt.NDArray[np.floa
 
     Raises
     ------
-    DataError
+    UnreadableCutError
         If the audio can't be read, or is shorter than the cut by more than ``MAX_MISSING_S``.
 
     """
+    offset_s = (cut.custom or {}).get(offset_key(field)) if hasattr(cut, "custom") else None
     try:
-        if field == RECORDING:
-            samples = cut.resample(sample_rate_hz).load_audio()
-        else:
-            recording = getattr(cut, field)
-            if recording.sampling_rate != sample_rate_hz:
-                recording = recording.resample(sample_rate_hz)
-            duration_s = min(cut.duration, recording.duration - cut.start)
-            samples = recording.load_audio(offset=cut.start, duration=duration_s)
+        samples_S = _load(cut, field, sample_rate_hz, offset_s or 0.0)
     except Exception as error:  # lhotse raises what its audio backends do, of any kind
-        raise DataError(f"{place_of(cut)}: can't read its {field}: {type(error).__name__}: {error}") from error
-    samples_S = samples.mean(axis=0) if samples.ndim == 2 and len(samples) > 1 else samples.reshape(-1)
+        why = str(error).partition("\n")[0]  # lhotse adds lines with the whole recording
+        raise UnreadableCutError(f"{place_of(cut)}: can't read its {field}: {type(error).__name__}: {why}") from error
     num_samples = compute_num_samples(cut.duration, sample_rate_hz)
-    if num_samples - len(samples_S) > MAX_MISSING_S * sample_rate_hz:
-        raise DataError(
+    if len(samples_S) == num_samples and offset_s is None:
+        return samples_S
+    if offset_s is None and num_samples - len(samples_S) > MAX_MISSING_S * sample_rate_hz:
+        raise UnreadableCutError(
             f"{place_of(cut)}: its {field} has {len(samples_S) / sample_rate_hz:.2f} s but the cut "
             f"{cut.duration:.2f} s: both channels must start at 0 and have the cut's duration"
         )
     audio_S = np.zeros(num_samples, dtype=np.float32)
-    audio_S[: len(samples_S)] = samples_S[:num_samples]
+    start = round((offset_s or 0.0) * sample_rate_hz)
+    audio_S[start : start + len(samples_S)] = samples_S[: num_samples - start]
     return audio_S
 
 
-def collate_audio(cuts: Iterable[Cut], field: str, sample_rate_hz: int) -> tuple[Tensor, Tensor]:
-    """Load a channel of all ``cuts``: ([B, S] float32 padded with 0, [B] int64)."""
+def pad_rows(rows: Sequence[FloatArray]) -> tuple[Tensor, Tensor]:
+    """Return ([B, S] float32 padded with 0, [B] int64)."""
     # numpy, because torch would wake its threads for each of these small copies
-    rows = [load_audio(cut, field, sample_rate_hz) for cut in cuts]
     audio_BS = np.zeros((len(rows), max(map(len, rows))), dtype=np.float32)
     for row, audio_S in zip(audio_BS, rows, strict=True):
         row[: len(audio_S)] = audio_S
     return torch.from_numpy(audio_BS), torch.tensor([len(row) for row in rows], dtype=torch.int64)
+
+
+def collate_audio(cuts: Iterable[Cut], field: str, sample_rate_hz: int) -> tuple[Tensor, Tensor]:
+    """Load a channel of all ``cuts``: ([B, S] float32 padded with 0, [B] int64)."""
+    return pad_rows([load_audio(cut, field, sample_rate_hz) for cut in cuts])
+
+
+def _load(cut: Cut, field: str, sample_rate_hz: int, offset_s: float) -> FloatArray:
+    if not isinstance(cut, MonoCut | MultiCut):  # lhotse mixes several recordings
+        return _mean(cut.resample(sample_rate_hz).load_audio())
+    if field == RECORDING:
+        recording, channels = cut.recording, [cut.channel] if isinstance(cut, MonoCut) else list(cut.channel)
+    else:
+        recording, channels = getattr(cut, field), None
+    longest_s = min(cut.duration - offset_s, recording.duration - cut.start)
+    if recording.sampling_rate == sample_rate_hz and not recording.transforms and len(recording.sources) == 1:
+        samples_CS = _decode(recording, cut.start, longest_s)
+        if samples_CS is not None:
+            own = recording.sources[0].channels
+            return _mean(samples_CS if channels is None else samples_CS[[own.index(channel) for channel in channels]])
+    if recording.sampling_rate != sample_rate_hz:
+        recording = recording.resample(sample_rate_hz)
+    return _mean(recording.load_audio(channels=channels, offset=cut.start, duration=longest_s))
+
+
+def _decode(recording: Recording, start_s: float, duration_s: float) -> FloatArray | None:
+    """Decode with libsndfile, [C, S]; None where it doesn't know the format.
+
+    lhotse ends up at libsndfile too, after looking for each of its other backends, at every read: that takes as
+    long as decoding a few seconds.
+    """
+    source = recording.sources[0]
+    if source.type not in ("memory", "file"):
+        return None
+    rate_hz = recording.sampling_rate
+    try:
+        with soundfile.SoundFile(io.BytesIO(source.source) if source.type == "memory" else source.source) as file:
+            if file.samplerate != rate_hz:
+                return None
+            if start := compute_num_samples(start_s, rate_hz):
+                file.seek(start)
+            samples: FloatArray = file.read(compute_num_samples(duration_s, rate_hz), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError:
+        return None
+    return samples.T
+
+
+def _mean(samples: FloatArray) -> FloatArray:
+    if samples.ndim == 2 and len(samples) > 1:
+        samples = np.asarray(samples.mean(axis=0), dtype=np.float32)
+    return np.ascontiguousarray(samples.reshape(-1))

@@ -9,7 +9,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from s2s_data.augment.config import AugmentConfig
 from s2s_data.errors import DataError, unknown_name
+
+_ABOVE_0 = (
+    "batch_size",
+    "batch_duration",
+    "quadratic_duration",
+    "shuffle_buffer_size",
+    "num_buckets",
+    "bucket_buffer_size",
+    "max_open_streams",
+)
 
 
 @dataclass
@@ -33,6 +44,13 @@ class SourceConfig:
     min_duration: float | None = None
     # Longer dialogues are left out, seconds.
     max_duration: float | None = None
+    # Dialogues with fewer text tokens of the agent a second are left out.
+    min_tps: float | None = None
+    # Dialogues with more text tokens of the agent a second are left out.
+    max_tps: float | None = None
+    # Dialogues that can't be loaded are skipped, named and counted; a larger share of them ends the run. 0 ends it
+    # at the first.
+    max_unreadable_share: float = 0.01
     # Worker processes; 0 loads in the main process.
     num_workers: int = 0
     # Copy batches to pinned memory, so that they move to the GPU while it computes.
@@ -42,8 +60,7 @@ class SourceConfig:
     # Orders the data when shard_seed is "randomized".
     seed: int = 0
     # What orders the data: "randomized" (by seed), an integer (by that), or "trng" (another order in each
-    # run, the same on all ranks; a run can't be resumed exactly). Ranks and workers never share data,
-    # whichever it is.
+    # run, the same on all ranks). Ranks and workers never share data, whichever it is.
     shard_seed: Any = "randomized"
     # Accepted for NeMo's files, and unused: the user's audio is brought to source_sample_rate and the agent's
     # to target_sample_rate, each in one step. Hz.
@@ -54,18 +71,28 @@ class SourceConfig:
 class TrainDataConfig(SourceConfig):
     """Training data: endless, each source drawn by its weight."""
 
-    # Shuffle the shards at each pass, and the cuts within a buffer.
+    # Shuffle the shards at each pass, and the dialogues of a window.
     shuffle: bool = True
-    # Dialogues from which batches are drawn, without bucketing. They are held in memory, encoded.
+    # A window: dialogues from which batches are made at a time, without bucketing. Of local data a window holds
+    # manifests only; where audio comes from URLs or pipes, its encoded audio too.
     shuffle_buffer_size: int = 1000
     # Make batches of dialogues of like duration.
     use_bucketing: bool = False
     # Number of buckets, if bucket_duration_bins isn't given.
     num_buckets: int = 30
-    # The durations that separate the buckets, ascending, seconds. Estimated from the data if not given.
-    bucket_duration_bins: list[float] | None = None
-    # Dialogues held in all buckets together, in memory, encoded.
+    # The durations that separate the buckets, ascending, seconds; or pairs of [seconds, text tokens of the agent].
+    # Estimated from the data if not given.
+    bucket_duration_bins: list[Any] | None = None
+    # Most dialogues in a batch, for each of bucket_duration_bins; longer dialogues than the last are left out.
+    bucket_batch_size: list[int] | None = None
+    # The window with bucketing.
     bucket_buffer_size: int = 1000
+    # Flattens (below 1) or sharpens (above 1) the weights of input_cfg: one number, or one for each level of groups.
+    reweight_temperature: Any = None
+    # Sources whose manifests are open at a time.
+    max_open_streams: int | None = None
+    # Augmentations, each off unless given.
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     # Dialogues read (their manifests only) to estimate the bins.
     num_cuts_for_bins_estimate: int = 10000
 
@@ -160,12 +187,17 @@ def has_source(cfg: SourceConfig) -> bool:
 
 
 def _check_source(cfg: SourceConfig, where: str) -> None:
-    if cfg.batch_size is None and cfg.batch_duration is None:
+    bucket_sizes = getattr(cfg, "bucket_batch_size", None)
+    if cfg.batch_size is None and cfg.batch_duration is None and bucket_sizes is None:
         raise DataError(f"{where} needs batch_size (dialogues) or batch_duration (seconds)")
-    for key in ("batch_size", "batch_duration", "quadratic_duration"):
-        value = getattr(cfg, key)
+    for key in _ABOVE_0:
+        value = getattr(cfg, key, None)
         if value is not None and value <= 0:
             raise DataError(f"{where}.{key} is {value}, but must be above 0")
+    if bucket_sizes is not None and (not bucket_sizes or min(bucket_sizes) <= 0):
+        raise DataError(f"{where}.bucket_batch_size is {bucket_sizes}, but must hold numbers above 0")
+    if not 0 <= cfg.max_unreadable_share <= 1:
+        raise DataError(f"{where}.max_unreadable_share is {cfg.max_unreadable_share}, but must be from 0 to 1")
     if cfg.num_workers < 0:
         raise DataError(f"{where}.num_workers is {cfg.num_workers}, but must be 0 or more")
     if cfg.shard_seed not in ("randomized", "trng") and not isinstance(cfg.shard_seed, int):

@@ -1,4 +1,7 @@
-"""Cuts to tensors. Shapes: ``B`` batch, ``T`` frames (80 ms); see :mod:`s2s_data.batch`."""
+"""Cuts to tensors: a cut becomes a :class:`Dialogue`, dialogues become a batch.
+
+Shapes: ``B`` batch, ``T`` frames (80 ms); see :mod:`s2s_data.batch`.
+"""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -8,12 +11,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from s2s_data.audio import collate_audio, place_of
+from s2s_data.audio import load_audio, pad_rows, place_of
 from s2s_data.batch import DuplexBatch, Turn, empty_batch
-from s2s_data.errors import DataError
+from s2s_data.dialogue import Dialogue
+from s2s_data.errors import DataError, UnreadableCutError
 from s2s_data.roles import AGENT, USER, Roles
 from s2s_data.shar import RECORDING, TARGET_AUDIO, TARGET_CODES
-from s2s_data.stored_codes import check_fingerprint, collate_codes
+from s2s_data.stored_codes import check_fingerprint, load_codes, pad_codes
 from s2s_data.text_channel import FrameGrid, TextChannel, TextFitLog, build_text_channel
 from s2s_data.tokenizer import TextTokenizer, check_special_ids
 
@@ -68,17 +72,54 @@ class DuplexDataset(Dataset[DuplexBatch]):
     def __getitem__(self, cuts: Iterable[Cut]) -> DuplexBatch:
         """Load ``cuts`` into one batch.
 
-        Raises :class:`DataError`, naming the cut, if a channel is missing or unreadable.
+        Raises :class:`UnreadableCutError`, naming the cut, if a channel is missing or unreadable, and
+        :class:`DataError` if codes are of another codec.
         """
         cuts = list(cuts)
-        turns = [self.roles.turns(cut) for cut in cuts]
-        target = [self._text_channel(cut, item, AGENT) for cut, item in zip(cuts, turns, strict=True)]
-        source = [self._text_channel(cut, item, USER) for cut, item in zip(cuts, turns, strict=True)]
-        for cut, channel in zip(cuts, target, strict=True):
-            self._text_fit.add(cut.id, channel.num_dropped_tokens)
-        source_audio_BS, source_audio_lens_B = collate_audio(cuts, RECORDING, self.source_sample_rate_hz)
-        target_tokens_BT, target_token_lens_B = self._collate(target)
-        source_tokens_BT, source_token_lens_B = self._collate(source)
+        with_target_audio = self.load_target_audio or not all(cut.has_custom(TARGET_CODES) for cut in cuts)
+        return self.collate([self.dialogue(cut, with_target_audio=with_target_audio) for cut in cuts])
+
+    def dialogue(self, cut: Cut, *, with_target_audio: bool | None = None) -> Dialogue:
+        """Load one cut: the user's audio, the agent's codes where they are stored, and its audio.
+
+        The agent's audio is loaded where there are no codes, and where ``with_target_audio`` (if it isn't given,
+        ``load_target_audio``) wants it.
+        """
+        if with_target_audio is None:
+            with_target_audio = self.load_target_audio
+        with_codes, has_audio = cut.has_custom(TARGET_CODES), cut.has_custom(TARGET_AUDIO)
+        if not with_codes and not has_audio:
+            raise UnreadableCutError(
+                f"{place_of(cut)} has neither {TARGET_AUDIO} nor {TARGET_CODES}: attach the agent's audio as the "
+                f"cut's custom recording {TARGET_AUDIO}, or take the cut out"
+            )
+        if with_codes:
+            check_fingerprint(cut, self.codec_fingerprint)
+        with_audio = has_audio and (with_target_audio or not with_codes)
+        return Dialogue(
+            cut_id=cut.id,
+            duration_s=cut.duration,
+            grid=FrameGrid.of(cut.duration, self.frame_length_s, cut.sampling_rate),
+            turns=tuple(self.roles.turns(cut)),
+            source_S=load_audio(cut, RECORDING, self.source_sample_rate_hz),
+            source_rate_hz=self.source_sample_rate_hz,
+            target_R=load_audio(cut, TARGET_AUDIO, self.target_sample_rate_hz) if with_audio else None,
+            target_rate_hz=self.target_sample_rate_hz,
+            codes_TK=load_codes(cut) if with_codes else None,
+        )
+
+    def collate(self, dialogues: Sequence[Dialogue]) -> DuplexBatch:
+        """Put loaded dialogues into one batch.
+
+        Raises :class:`DataError` if some have codes alone and others audio alone.
+        """
+        target = [self._text_channel(dialogue, AGENT) for dialogue in dialogues]
+        source = [self._text_channel(dialogue, USER) for dialogue in dialogues]
+        for dialogue, channel in zip(dialogues, target, strict=True):
+            self._text_fit.add(dialogue.cut_id, channel.num_dropped_tokens)
+        source_audio_BS, source_audio_lens_B = pad_rows([dialogue.source_S for dialogue in dialogues])
+        target_tokens_BT, target_token_lens_B = self._pad_tokens(target)
+        source_tokens_BT, source_token_lens_B = self._pad_tokens(source)
         batch = DuplexBatch(
             source_audio=source_audio_BS,
             source_audio_lens=source_audio_lens_B,
@@ -86,63 +127,55 @@ class DuplexDataset(Dataset[DuplexBatch]):
             target_token_lens=target_token_lens_B,
             source_tokens=source_tokens_BT,
             source_token_lens=source_token_lens_B,
-            target_texts=[_joined(item, AGENT) for item in turns],
-            source_texts=[_joined(item, USER) for item in turns],
-            cut_ids=[cut.id for cut in cuts],
-            turns=turns,
+            target_texts=[_joined(dialogue, AGENT) for dialogue in dialogues],
+            source_texts=[_joined(dialogue, USER) for dialogue in dialogues],
+            cut_ids=[dialogue.cut_id for dialogue in dialogues],
+            turns=[list(dialogue.turns) for dialogue in dialogues],
             num_dropped_tokens=torch.tensor([item.num_dropped_tokens for item in target], dtype=torch.int64),
         )
-        self._add_target(batch, cuts)
+        _add_target(batch, dialogues)
         return batch
 
     def empty(self, peers: Sequence[Cut]) -> DuplexBatch:
         """Return the batch of no dialogue, with the keys that a batch of ``peers`` would have."""
-        with_codes, with_audio = self._target_fields(peers)
+        with_codes = all(cut.has_custom(TARGET_CODES) for cut in peers)
+        all_audio = all(cut.has_custom(TARGET_AUDIO) for cut in peers)
+        with_audio = not with_codes or (self.load_target_audio and all_audio)
         num_codebooks = getattr(peers[0], TARGET_CODES).shape[1] if with_codes else None
         return empty_batch(num_codebooks=num_codebooks, has_target_audio=with_audio)
 
-    def _text_channel(self, cut: Cut, turns: Sequence[Turn], role: str) -> TextChannel:
-        grid = FrameGrid.of(cut.duration, self.frame_length_s, cut.sampling_rate)
-        return build_text_channel([turn for turn in turns if turn.role == role], grid, self.tokenizer)
+    def count_tokens(self, cut: Cut) -> int:
+        """Count the text tokens of the agent's turns."""
+        return sum(len(self.tokenizer.text_to_ids(turn.text)) for turn in self.roles.turns(cut) if turn.role == AGENT)
 
-    def _collate(self, channels: Sequence[TextChannel]) -> tuple[Tensor, Tensor]:
+    def _text_channel(self, dialogue: Dialogue, role: str) -> TextChannel:
+        return build_text_channel(_turns(dialogue, role), dialogue.grid, self.tokenizer)
+
+    def _pad_tokens(self, channels: Sequence[TextChannel]) -> tuple[Tensor, Tensor]:
         tokens = [channel.tokens_T for channel in channels]
         tokens_BT = pad_sequence(tokens, batch_first=True, padding_value=self.tokenizer.pad_id)
         return tokens_BT, torch.tensor([len(item) for item in tokens], dtype=torch.int64)
 
-    def _target_fields(self, cuts: Sequence[Cut]) -> tuple[bool, bool]:
-        """Tell whether a batch of ``cuts`` has codes, and whether it has audio, of the agent."""
-        with_codes = all(cut.has_custom(TARGET_CODES) for cut in cuts)
-        all_audio = all(cut.has_custom(TARGET_AUDIO) for cut in cuts)
-        return with_codes, not with_codes or (self.load_target_audio and all_audio)
 
-    def _add_target(self, batch: DuplexBatch, cuts: Sequence[Cut]) -> None:
-        with_codes, with_audio = self._target_fields(cuts)
-        if with_codes:
-            for cut in cuts:
-                check_fingerprint(cut, self.codec_fingerprint)
-            batch["target_codes"], batch["target_code_lens"] = collate_codes(cuts)
-        if with_audio:
-            for cut in cuts:
-                _check_has_audio(cut)
-            batch["target_audio"], batch["target_audio_lens"] = collate_audio(
-                cuts, TARGET_AUDIO, self.target_sample_rate_hz
-            )
-
-
-def _joined(turns: Sequence[Turn], role: str) -> str:
-    return " ".join(turn.text for turn in turns if turn.role == role)
-
-
-def _check_has_audio(cut: Cut) -> None:
-    if cut.has_custom(TARGET_AUDIO):
-        return
-    if cut.has_custom(TARGET_CODES):
+def _add_target(batch: DuplexBatch, dialogues: Sequence[Dialogue]) -> None:
+    codes = [dialogue.codes_TK for dialogue in dialogues if dialogue.codes_TK is not None]
+    audio = [dialogue.target_R for dialogue in dialogues if dialogue.target_R is not None]
+    names = [f"cut {dialogue.cut_id}" for dialogue in dialogues]
+    if len(codes) == len(dialogues):
+        batch["target_codes"], batch["target_code_lens"] = pad_codes(codes, names)
+    if len(audio) == len(dialogues):
+        batch["target_audio"], batch["target_audio_lens"] = pad_rows(audio)
+    elif len(codes) < len(dialogues):
+        without = next(name for name, dialogue in zip(names, dialogues, strict=True) if dialogue.target_R is None)
         raise DataError(
-            f"{place_of(cut)} has {TARGET_CODES} alone, other cuts of its batch {TARGET_AUDIO} alone: "
-            "store codes for all the data, or audio for all"
+            f"{without} has {TARGET_CODES} alone, other dialogues of its batch {TARGET_AUDIO} alone: store codes for "
+            "all the data, or audio for all"
         )
-    raise DataError(
-        f"{place_of(cut)} has neither {TARGET_AUDIO} nor {TARGET_CODES}: attach the agent's audio as the "
-        f"cut's custom recording {TARGET_AUDIO}, or take the cut out"
-    )
+
+
+def _turns(dialogue: Dialogue, role: str) -> list[Turn]:
+    return [turn for turn in dialogue.turns if turn.role == role]
+
+
+def _joined(dialogue: Dialogue, role: str) -> str:
+    return " ".join(turn.text for turn in _turns(dialogue, role))

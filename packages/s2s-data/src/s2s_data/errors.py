@@ -1,6 +1,7 @@
 """The error that a user's data or configuration can cause."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -12,7 +13,11 @@ class DataError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message.rsplit("DataError: ", 1)[-1].strip())
+        super().__init__(re.split(r"(?:DataError|UnreadableCutError): ", message)[-1].strip())
+
+
+class UnreadableCutError(DataError):
+    """One dialogue that can't be loaded. Training skips it, within ``max_unreadable_share``."""
 
 
 def unknown_name(name: str, known: Iterable[str]) -> str:

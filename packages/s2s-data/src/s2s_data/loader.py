@@ -1,37 +1,66 @@
-"""DataLoaders for training and validation.
+"""Loaders for training and validation: who gets which batch when.
 
 A stream of batches is a function of the config, the data-parallel rank and the worker alone. So peers of one
-data-parallel rank (tensor or context parallel) get the same batches, and a run that resumes can draw the
-batches anew and leave out those it has seen.
+data-parallel rank (tensor or context parallel) get the same batches. Where it stands is a small
+:class:`StreamPosition`, from which a run goes on.
 """
 
 import logging
 import math
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from hashlib import blake2b
 from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from lhotse import CutSet
 from lhotse.cut import Cut
 from omegaconf import DictConfig
 from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from s2s_data.augment.chain import build_augmentations
 from s2s_data.batch import DuplexBatch
 from s2s_data.blend import Blend, parse_blend
 from s2s_data.config import DataConfig, SourceConfig, TrainDataConfig, as_data_config, validation_sets
 from s2s_data.dataset import DuplexDataset
+from s2s_data.dialogue import IntArray
+from s2s_data.loading import BatchLoader, UnreadableCuts
+from s2s_data.position import StreamPosition, WorkerPosition
 from s2s_data.roles import check_roles
-from s2s_data.sampling import batches_in_order, duration_bins, duration_filter, training_batches
+from s2s_data.sampling import Buckets, CutFilter, batches_in_order, last_bound_s, make_buckets, window_batches
 from s2s_data.share import Share, derive_seed
-from s2s_data.sources import nothing_left
+from s2s_data.sources import CutRef, nothing_left, once
 from s2s_data.tokenizer import TextTokenizer
+from s2s_data.windows import Cursor, Filter, SourceStream, WindowPosition, WindowReader
 
 # Roles are looked for in so many cuts of each source before they are said to be missing.
 MAX_CUTS_SEARCHED = 10_000
 
+# The keys of a config that set which dialogues are in which batch.
+_ORDER_KEYS = (
+    "batch_size",
+    "batch_duration",
+    "quadratic_duration",
+    "min_duration",
+    "max_duration",
+    "min_tps",
+    "max_tps",
+    "shuffle",
+    "shuffle_buffer_size",
+    "use_bucketing",
+    "num_buckets",
+    "bucket_duration_bins",
+    "bucket_batch_size",
+    "bucket_buffer_size",
+)
+
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def train_dataloader(
@@ -40,9 +69,9 @@ def train_dataloader(
     *,
     dp_rank: int = 0,
     dp_world_size: int = 1,
-    skip_batches: int = 0,
     codec_fingerprint: str | None = None,
-) -> "DataLoader[DuplexBatch]":
+    silence_codes_K: IntArray | None = None,
+) -> "TrainLoader":
     """Return the endless training batches of one data-parallel rank.
 
     Parameters
@@ -53,12 +82,10 @@ def train_dataloader(
         Makes the text channels.
     dp_rank, dp_world_size
         Data-parallel rank and size. No dialogue goes to two ranks or two workers.
-    skip_batches
-        Leave out this many batches: those that the rank had before it stopped. What follows is what would
-        have followed, bit for bit, if the config, the data, ``dp_world_size`` and ``num_workers`` are the
-        same. Skipped batches are drawn, but their audio isn't decoded.
     codec_fingerprint
         The model's codec: stored codes of another one are refused.
+    silence_codes_K
+        [K] that codec's codes of a silent frame; augmentations of stored codes need them.
 
     Raises
     ------
@@ -67,26 +94,30 @@ def train_dataloader(
 
     """
     cfg = as_data_config(cfg)
-    where = "data.train_ds"
-    blend = _blend_of(cfg.train_ds, where)
-    dataset = _dataset(cfg, tokenizer, cfg.train_ds, codec_fingerprint)
-    _check_blend(blend, dataset, where)
-    if skip_batches and cfg.train_ds.shard_seed == "trng":
-        logger.warning("%s.shard_seed is trng: the run goes on with data in a new order, not where it stopped", where)
-        skip_batches = 0
-    per_source = -(-cfg.train_ds.num_cuts_for_bins_estimate // len(blend.sources))
+    train, where = cfg.train_ds, "data.train_ds"
+    blend = _blend_of(train, where)
+    with_target_audio = train.load_target_audio or not blend.has_codes
+    dataset = _dataset(cfg, tokenizer, codec_fingerprint, with_target_audio)
+    check_roles(blend.metadata(MAX_CUTS_SEARCHED), dataset.roles, where)
+    reject = CutFilter(train, dataset.count_tokens, last_bound_s(train))
+    per_source = -(-train.num_cuts_for_bins_estimate // len(blend.leaves))
+    sample = (cut for cut in blend.metadata(per_source) if reject(cut) is None)
     stream = TrainStream(
         blend,
-        cfg.train_ds,
-        dataset,
+        train,
+        BatchLoader(
+            dataset,
+            UnreadableCuts(train.max_unreadable_share, where),
+            build_augmentations(train.augment, silence_codes_K=silence_codes_K, where=f"{where}.augment"),
+        ),
+        reject,
+        make_buckets(sample, train, dataset.count_tokens, where),
         dp_rank=dp_rank,
         dp_world_size=dp_world_size,
-        seed=_resolve_seed(cfg.train_ds),
-        bins_s=duration_bins(filter(duration_filter(cfg.train_ds), blend.metadata(per_source)), cfg.train_ds),
-        skip_batches=skip_batches,
+        seed=_resolve_seed(train),
     )
-    stream.check_shares(max(1, cfg.train_ds.num_workers))
-    return _dataloader(stream, cfg.train_ds)
+    stream.check_shares(max(1, train.num_workers))
+    return TrainLoader(stream)
 
 
 def validation_dataloaders(
@@ -109,117 +140,226 @@ def validation_dataloaders(
     for name, set_cfg in validation_sets(cfg.validation_ds).items():
         where = f"data.validation_ds.datasets.{name}"
         blend = _blend_of(set_cfg, where)
-        dataset = _dataset(cfg, tokenizer, set_cfg, codec_fingerprint)
-        _check_blend(blend, dataset, where)
-        stream = ValidationStream(blend, set_cfg, dataset, dp_rank=dp_rank, dp_world_size=dp_world_size)
-        loaders[name] = _dataloader(stream, set_cfg)
+        with_target_audio = set_cfg.load_target_audio or not blend.has_codes
+        dataset = _dataset(cfg, tokenizer, codec_fingerprint, with_target_audio)
+        check_roles(blend.metadata(MAX_CUTS_SEARCHED), dataset.roles, where)
+        loader = BatchLoader(dataset, UnreadableCuts(set_cfg.max_unreadable_share, where))
+        stream = ValidationStream(blend, set_cfg, loader, dp_rank=dp_rank, dp_world_size=dp_world_size)
+        loaders[name] = DataLoader(stream, **_worker_args(set_cfg))
     return loaders
 
 
-class TrainStream(IterableDataset[DuplexBatch]):
-    """The endless batches of one rank, drawn by its workers in turn.
+class _Loaded(NamedTuple):
+    """A batch, and where its worker stands behind it."""
 
-    Batch i belongs to worker i mod num_workers. PyTorch starts its round with worker 0, so after
-    ``skip_batches`` each process takes the place of the worker whose turn it would have been.
-    """
+    batch: DuplexBatch
+    worker: int
+    position: WorkerPosition
+
+
+class TrainStream(IterableDataset[_Loaded]):
+    """The endless batches of one rank, drawn by its workers in turn: a window each, then its batches."""
 
     def __init__(
         self,
         blend: Blend,
         cfg: TrainDataConfig,
-        dataset: DuplexDataset,
+        load: BatchLoader,
+        reject: Filter,
+        buckets: Buckets,
         *,
         dp_rank: int,
         dp_world_size: int,
         seed: int,
-        bins_s: list[float],
-        skip_batches: int = 0,
     ) -> None:
         self.blend = blend
         self.cfg = cfg
-        self.dataset = dataset
+        self.load = load
+        self.reject = reject
+        self.buckets = buckets
         self.dp_rank = dp_rank
         self.dp_world_size = dp_world_size
-        self.seed = seed
-        self.bins_s = bins_s
-        self.skip_batches = skip_batches
+        num_workers = max(1, cfg.num_workers)
+        self.position = StreamPosition(seed, self._order(), dp_world_size, 0, (None,) * num_workers)
 
-    def __iter__(self) -> Iterator[DuplexBatch]:
+    def __iter__(self) -> Iterator[_Loaded]:
         process, num_workers = _worker()
-        rounds, rest = divmod(self.skip_batches, num_workers)
-        worker = (process + rest) % num_workers
-        batches = self.cut_batches(worker, num_workers)
-        for cuts in islice(batches, rounds + (worker < rest), None):
-            yield self.dataset[cuts]
+        worker = (process + self.position.next_worker) % num_workers  # PyTorch starts its round with process 0
+        for refs, position in self.planned(worker):
+            seed = derive_seed(
+                self.position.seed, self.dp_rank, worker, position.window.num_drawn, position.num_batches
+            )
+            batch = self.load(refs, seed)
+            if batch is not None:
+                yield _Loaded(batch, worker, position)
 
-    def cut_batches(self, worker: int, num_workers: int) -> Iterator[CutSet]:
-        """Yield the batches of one worker as cuts."""
-        share = self._share(worker, num_workers)
-        cuts = self.blend.forever(
-            share,
-            seed=derive_seed("cuts", self.seed, share.index, share.count),
-            shuffle=self.cfg.shuffle,
-            with_target_audio=self.cfg.load_target_audio or not self.blend.has_codes,
-            keep=duration_filter(self.cfg),
-        )
-        return training_batches(
-            cuts,
-            self.cfg,
-            self.bins_s,
-            seed=derive_seed("order", self.seed, share.index, share.count),
-            bucket_seed=derive_seed("buckets", self.seed, worker),
-        )
+    def planned(self, worker: int) -> Iterator[tuple[list[CutRef], WorkerPosition]]:
+        """Yield a worker's batches, of which only the metadata has been read, and its position behind each."""
+        share = self._share(worker)
+        seeds = {what: derive_seed(what, self.position.seed, share.index, share.count) for what in ("cuts", "order")}
+        start = self.position.workers[worker]
+        done = 0 if start is None else start.num_batches
+        for window, refs in self._windows(share, seeds["cuts"], None if start is None else start.window):
+            batches = window_batches(
+                refs,
+                self.cfg,
+                self.buckets,
+                seed=derive_seed(seeds["order"], window.num_drawn),
+                bucket_seed=derive_seed("buckets", self.position.seed, worker, window.num_drawn),
+            )
+            for number, batch in islice(enumerate(batches, 1), done, None):
+                yield batch, WorkerPosition(window, number)
+            done = 0
 
     def check_shares(self, num_workers: int) -> None:
         """Raise :class:`DataError` if a small source has no dialogue for one of the workers."""
-        keep = duration_filter(self.cfg)
         for worker in range(num_workers):
-            share = self._share(worker, num_workers)
-            for source in self.blend.sources:
-                if source.num_shards < share.count and not any(map(keep, source.metadata(share))):
-                    raise nothing_left(source, share)
+            share = self._share(worker)
+            for leaf in self.blend.leaves:
+                is_small = leaf.source.num_shards < share.count
+                if is_small and not any(self.reject(cut) is None for cut in leaf.source.metadata(share)):
+                    raise nothing_left(leaf.source, share)
 
-    def _share(self, worker: int, num_workers: int) -> Share:
-        return Share.of(self.dp_rank, self.dp_world_size, worker, num_workers)
+    def _windows(
+        self, share: Share, seed: int, start: WindowPosition | None
+    ) -> Iterator[tuple[WindowPosition, list[CutRef]]]:
+        """Read windows, each while the batches of the one before it are loaded."""
+        leaves = self.blend.leaves
+        cursors = start.cursors if start is not None else (Cursor(),) * len(leaves)
+        streams = [
+            SourceStream(
+                leaf.source,
+                share,
+                seed=derive_seed(seed, number) if self.cfg.shuffle else None,
+                reject=self.reject,
+                with_target_audio=self.load.dataset.load_target_audio,
+                cursor=cursor,
+            )
+            for number, (leaf, cursor) in enumerate(zip(leaves, cursors, strict=True))
+        ]
+        num_drawn = start.num_drawn if start is not None else 0
+        reader = WindowReader(self.blend, streams, size=self._window_size(share), seed=seed, num_drawn=num_drawn)
+        with ThreadPoolExecutor(1, thread_name_prefix="s2s-data-windows") as ahead:
+            following = ahead.submit(reader.next)
+            while True:
+                window = following.result()
+                following = ahead.submit(reader.next)
+                yield window
+
+    def _window_size(self, share: Share) -> int:
+        """Return the number of dialogues in a window: of a small blend, no more than it has."""
+        size = self.cfg.bucket_buffer_size if self.cfg.use_bucketing else self.cfg.shuffle_buffer_size
+        size = max(size, self.cfg.batch_size or 1)
+        num_cuts = 0
+        for leaf in self.blend.leaves:
+            num_cuts += leaf.source.num_cuts(at_least=size * share.count - num_cuts)
+            if num_cuts >= size * share.count:
+                return size
+        return max(1, num_cuts // share.count)
+
+    def _share(self, worker: int) -> Share:
+        return Share.of(self.dp_rank, self.dp_world_size, worker, len(self.position.workers))
+
+    def _order(self) -> str:
+        """Fingerprint what sets the order of the data, beside the seed and the ranks."""
+        sources = [(leaf.source.where, leaf.weight, leaf.source.convert) for leaf in self.blend.leaves]
+        config = [getattr(self.cfg, key) for key in _ORDER_KEYS]
+        return blake2b(repr((sources, config)).encode(), digest_size=8).hexdigest()
+
+
+class TrainLoader:
+    """A rank's training batches, and where it stands in them.
+
+    Iterating goes on from the position, in as many worker processes as configured; it never ends.
+    """
+
+    def __init__(self, stream: TrainStream) -> None:
+        self.stream = stream
+        self.position = stream.position
+
+    def __iter__(self) -> Iterator[DuplexBatch]:
+        self.stream.position = self.position
+        items = iter(DataLoader(self.stream, **_worker_args(self.stream.cfg)))
+        try:
+            for item in items:
+                workers = list(self.position.workers)
+                workers[item.worker] = item.position
+                following = (item.worker + 1) % len(workers)
+                self.position = replace(self.position, workers=tuple(workers), next_worker=following)
+                yield item.batch
+        finally:
+            # Left to the garbage collector, a worker that is in the middle of a batch holds the process up for 5 s.
+            if isinstance(items, _MultiProcessingDataLoaderIter):
+                items._shutdown_workers()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position behind the last batch that was handed out: numbers, strings and lists."""
+        return self.position.as_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind a position, bit for bit as the run that stopped there would have.
+
+        That takes the same data, config, ``dp_world_size`` and ``num_workers``. Where one of them has changed the
+        loader says so and starts a new order: some dialogues of the pass in progress then come twice or not at all.
+        """
+        saved, mine = StreamPosition.from_dict(state), self.position
+        changes = {
+            "the number of data-parallel ranks": (saved.dp_world_size, mine.dp_world_size),
+            "data.train_ds.num_workers": (len(saved.workers), len(mine.workers)),
+            "the data or the config of data.train_ds": (saved.order, mine.order),
+        }
+        if changed := [what for what, (before, now) in changes.items() if before != now]:
+            logger.warning(
+                "%s changed since the checkpoint: training goes on with the data in a new order, and some dialogues of "
+                "the pass in progress will come twice or not at all",
+                " and ".join(changed),
+            )
+            self.position = replace(mine, seed=derive_seed("resumed", saved.seed, repr(saved.workers)))
+        else:
+            self.position = saved
 
 
 class ValidationStream(IterableDataset[DuplexBatch]):
     """The batches of one rank for one validation set: the same number on every rank."""
 
-    def __init__(
-        self, blend: Blend, cfg: SourceConfig, dataset: DuplexDataset, *, dp_rank: int, dp_world_size: int
-    ) -> None:
+    def __init__(self, blend: Blend, cfg: SourceConfig, load: BatchLoader, *, dp_rank: int, dp_world_size: int) -> None:
         self.blend = blend
         self.cfg = cfg
-        self.dataset = dataset
+        self.load = load
         self.dp_rank = dp_rank
         self.dp_world_size = dp_world_size
 
     def __iter__(self) -> Iterator[DuplexBatch]:
         process, num_workers = _worker()
-        for cuts, peers in islice(self._steps(), process, None, num_workers):
-            yield self.dataset[cuts] if cuts else self.dataset.empty(peers)
+        for refs, peers in islice(self._steps(), process, None, num_workers):
+            batch = self.load(refs, seed=0) if refs else None
+            yield self.load.dataset.empty(peers) if batch is None else batch
 
     def __len__(self) -> int:
         """Number of batches, where it can be told without reading the data's durations."""
         cfg = self.cfg
-        if cfg.batch_duration is not None or cfg.min_duration is not None or cfg.max_duration is not None:
-            raise TypeError("the number of batches depends on the durations of the data")
+        filters = (cfg.batch_duration, cfg.min_duration, cfg.max_duration, cfg.min_tps, cfg.max_tps)
+        if any(value is not None for value in filters):
+            raise TypeError("the number of batches depends on the data")
         assert cfg.batch_size is not None
         return math.ceil(self.blend.num_cuts() / (cfg.batch_size * self.dp_world_size))
 
-    def _steps(self) -> Iterator[tuple[list[Cut], list[Cut]]]:
-        """Yield for each step the cuts of this rank, and those of all ranks."""
-        with_target_audio = self.cfg.load_target_audio or not self.blend.has_codes
-        cuts = self.blend.once(with_target_audio=with_target_audio)
-        batches = batches_in_order(filter(duration_filter(self.cfg), cuts), self.cfg)
+    def _steps(self) -> Iterator[tuple[list[CutRef], list[Cut]]]:
+        """Yield for each step the dialogues of this rank, and the cuts of all ranks."""
+        with_target_audio = self.load.dataset.load_target_audio
+        reject = CutFilter(self.cfg, self.load.dataset.count_tokens)
+        refs = (
+            ref
+            for leaf in self.blend.leaves
+            for ref in once(leaf.source, with_target_audio=with_target_audio)
+            if reject(ref.cut) is None
+        )
+        batches = batches_in_order(refs, self.cfg)
         while step := list(islice(batches, self.dp_world_size)):
-            everyone = [cut for batch in step for cut in batch]
-            if len(step) == self.dp_world_size:
-                mine = list(step[self.dp_rank])
-            else:
-                mine = everyone[self.dp_rank :: self.dp_world_size]
-            yield mine, everyone
+            everyone = [ref for batch in step for ref in batch]
+            is_full = len(step) == self.dp_world_size
+            mine = step[self.dp_rank] if is_full else everyone[self.dp_rank :: self.dp_world_size]
+            yield mine, [ref.cut for ref in everyone]
 
 
 def _worker() -> tuple[int, int]:
@@ -228,11 +368,18 @@ def _worker() -> tuple[int, int]:
 
 
 def _blend_of(cfg: SourceConfig, where: str) -> Blend:
-    return parse_blend(where, input_cfg=cfg.input_cfg, shar_path=cfg.shar_path, cuts_path=cfg.cuts_path)
+    return parse_blend(
+        where,
+        input_cfg=cfg.input_cfg,
+        shar_path=cfg.shar_path,
+        cuts_path=cfg.cuts_path,
+        reweight_temperature=getattr(cfg, "reweight_temperature", None),
+        max_open_streams=getattr(cfg, "max_open_streams", None),
+    )
 
 
 def _dataset(
-    cfg: DataConfig, tokenizer: TextTokenizer, source: SourceConfig, codec_fingerprint: str | None
+    cfg: DataConfig, tokenizer: TextTokenizer, codec_fingerprint: str | None, load_target_audio: bool
 ) -> DuplexDataset:
     return DuplexDataset(
         tokenizer,
@@ -241,13 +388,9 @@ def _dataset(
         target_sample_rate=cfg.target_sample_rate,
         input_roles=cfg.input_roles,
         output_roles=cfg.output_roles,
-        load_target_audio=source.load_target_audio,
+        load_target_audio=load_target_audio,
         codec_fingerprint=codec_fingerprint,
     )
-
-
-def _check_blend(blend: Blend, dataset: DuplexDataset, where: str) -> None:
-    check_roles(blend.metadata(MAX_CUTS_SEARCHED), dataset.roles, where)
 
 
 def _resolve_seed(cfg: SourceConfig) -> int:
@@ -261,11 +404,14 @@ def _resolve_seed(cfg: SourceConfig) -> int:
     return drawn[0]
 
 
-def _dataloader(stream: IterableDataset[DuplexBatch], cfg: SourceConfig) -> "DataLoader[DuplexBatch]":
-    return DataLoader(
-        stream,
-        batch_size=None,  # the stream's items are batches
-        num_workers=cfg.num_workers,
-        pin_memory=cfg.pin_memory and torch.cuda.is_available(),
-        persistent_workers=cfg.num_workers > 0 and isinstance(stream, TrainStream),
-    )
+def _worker_args(cfg: SourceConfig) -> dict[str, Any]:
+    return {
+        "batch_size": None,  # the stream's items are batches
+        "num_workers": cfg.num_workers,
+        "pin_memory": cfg.pin_memory and torch.cuda.is_available(),
+        "collate_fn": _as_it_is,
+    }
+
+
+def _as_it_is(item: T) -> T:
+    return item

@@ -4,7 +4,7 @@ import glob
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,9 +12,11 @@ from typing import Any
 
 from lhotse.cut import Cut
 from lhotse.lazy import count_newlines_fast
+from lhotse.serialization import decode_json_line, deserialize_item, open_best
 from lhotse.shar import LazySharIterator
 
 from s2s_data.errors import DataError
+from s2s_data.shard_data import is_seekable, read_field
 
 CUTS = "cuts"
 RECORDING = "recording"
@@ -23,6 +25,8 @@ TARGET_CODES = "target_codes"
 
 # "{000..127}", as the shell and webdataset have it, and "_OP_000..127_CL_", NeMo's spelling of it.
 _RANGE = re.compile(r"(?:\{|_OP_)(\d+)\.\.(\d+)(?:\}|_CL_)")
+# "{train,dev}", as the shell has it.
+_CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _REMOTE = re.compile(r"^(?:\w+://|pipe:)")
 
 # What lhotse, tarfile, gzip and json raise at a broken shard; lhotse's own checks are asserts.
@@ -47,7 +51,43 @@ class Shard:
 
     def num_cuts(self) -> int:
         """Count the cuts, reading the manifest but no audio."""
-        return int(count_newlines_fast(self.paths[CUTS]))
+        try:
+            return int(count_newlines_fast(self.paths[CUTS]))
+        except _READ_ERRORS as error:
+            raise self._unreadable(error, [CUTS]) from error
+
+    @property
+    def is_seekable(self) -> bool:
+        """Whether the data of any cut can be read without reading what comes before."""
+        return all(is_seekable(path) for field, path in self.paths.items() if field != CUTS)
+
+    def rows(self, start: int = 0) -> Iterator[tuple[int, Cut]]:
+        """Yield the manifest's cuts from number ``start`` on with their numbers, without data.
+
+        Raises :class:`DataError` if the manifest is missing or broken.
+        """
+        path = self.paths[CUTS]
+        try:
+            with open_best(path, "r") as lines:
+                for number, line in enumerate(lines):
+                    if number >= start:
+                        cut = deserialize_item(decode_json_line(line))
+                        cut.shard_origin = path
+                        yield number, cut
+        except _READ_ERRORS as error:
+            raise self._unreadable(error, [CUTS]) from error
+
+    def attach(self, cut: Cut, number: int, skip_fields: Sequence[str] = ()) -> Cut:
+        """Attach the data of cut ``number`` to it, in memory. The shard is seekable.
+
+        Raises :class:`UnreadableCutError` if there is none, or that of another cut.
+        """
+        for field, path in self.paths.items():
+            if field != CUTS and field not in skip_fields:
+                item = read_field(path, number, cut.id)
+                if item is not None:
+                    setattr(cut, field, item)
+        return cut
 
     def cuts(self, skip_fields: Sequence[str] = (), *, metadata_only: bool = False) -> Iterator[Cut]:
         """Yield the cuts in the order of the shard.
@@ -70,10 +110,13 @@ class Shard:
         try:
             yield from LazySharIterator(fields=fields)
         except _READ_ERRORS as error:
-            raise DataError(
-                f"unreadable Shar shard {self.paths[CUTS]}: {type(error).__name__}: {error}; "
-                f"its files are {', '.join(fields)}: write it anew, or take it out of the folder"
-            ) from error
+            raise self._unreadable(error, fields) from error
+
+    def _unreadable(self, error: Exception, fields: Iterable[str]) -> DataError:
+        return DataError(
+            f"unreadable Shar shard {self.paths[CUTS]}: {type(error).__name__}: {error}; "
+            f"its files are {', '.join(fields)}: write it anew, or take it out of the folder"
+        )
 
 
 def find_shards(shar_path: str | Mapping[str, Any], where: str) -> list[Shard]:
@@ -132,6 +175,9 @@ def _expand_all(value: str | Sequence[str], where: str) -> list[str]:
 
 
 def _expand(pattern: str, where: str) -> list[str]:
+    if match := _CHOICE.search(pattern):
+        choices = match.group(1).split(",")
+        return _expand_all([pattern[: match.start()] + choice + pattern[match.end() :] for choice in choices], where)
     if match := _RANGE.search(pattern):
         first, last = match.groups()
         numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]

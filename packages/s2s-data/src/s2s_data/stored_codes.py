@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from lhotse.cut import Cut
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from s2s_data.audio import place_of
-from s2s_data.errors import DataError
+from s2s_data.errors import DataError, UnreadableCutError
 from s2s_data.shar import TARGET_CODES
+
+IntArray = npt.NDArray[np.int64]
 
 FINGERPRINT = "codec_fingerprint"
 
@@ -25,33 +29,35 @@ def check_fingerprint(cut: Cut, expected: str | None) -> None:
         )
 
 
-def load_codes(cut: Cut) -> Tensor:
+def load_codes(cut: Cut) -> IntArray:
     """Load the codes of one cut, [T, K] int64.
 
-    Raises :class:`DataError` if they can't be read, or aren't integers of two dimensions.
+    Raises :class:`UnreadableCutError` if they can't be read, or aren't integers of two dimensions.
     """
     try:
-        codes_TK = torch.from_numpy(cut.load_custom(TARGET_CODES))
+        codes_TK = np.asarray(cut.load_custom(TARGET_CODES))
     except Exception as error:  # as in load_audio
-        raise DataError(f"{place_of(cut)}: can't read its {TARGET_CODES}: {type(error).__name__}: {error}") from error
-    if codes_TK.dim() != 2 or codes_TK.is_floating_point():
-        raise DataError(
+        raise UnreadableCutError(
+            f"{place_of(cut)}: can't read its {TARGET_CODES}: {type(error).__name__}: {error}"
+        ) from error
+    if codes_TK.ndim != 2 or not np.issubdtype(codes_TK.dtype, np.integer):
+        raise UnreadableCutError(
             f"{place_of(cut)}: its {TARGET_CODES} are {codes_TK.dtype} of shape {list(codes_TK.shape)}, "
             "but must be integers of shape [frames, codebooks]"
         )
-    return codes_TK.long()
+    return codes_TK.astype(np.int64)
 
 
-def collate_codes(cuts: Sequence[Cut]) -> tuple[Tensor, Tensor]:
-    """Load the codes of all ``cuts``: ([B, T, K] int64 padded with 0, [B] int64).
+def pad_codes(codes: Sequence[IntArray], names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return ([B, T, K] int64 padded with 0, [B] int64); ``names`` are the dialogues', for messages.
 
-    Raises :class:`DataError` if the cuts have different numbers of codebooks.
+    Raises :class:`DataError` if they have different numbers of codebooks.
     """
-    codes = [load_codes(cut) for cut in cuts]
-    for cut, codes_TK in zip(cuts, codes, strict=True):
+    for codes_TK, name in zip(codes, names, strict=True):
         if codes_TK.shape[1] != codes[0].shape[1]:
             raise DataError(
-                f"{place_of(cut)} has codes of {codes_TK.shape[1]} codebooks, {place_of(cuts[0])} of "
-                f"{codes[0].shape[1]}: encode both with one codec"
+                f"{name} has codes of {codes_TK.shape[1]} codebooks, {names[0]} of {codes[0].shape[1]}: "
+                "encode both with one codec"
             )
-    return pad_sequence(codes, batch_first=True), torch.tensor([len(item) for item in codes], dtype=torch.int64)
+    padded_BTK = pad_sequence([torch.from_numpy(item) for item in codes], batch_first=True)
+    return padded_BTK, torch.tensor([len(item) for item in codes], dtype=torch.int64)

@@ -1,0 +1,1 @@
+"""What the loader's benchmarks are made of: a corpus, and the two loaders on it."""

@@ -1,0 +1,91 @@
+"""Loading the dialogues of a batch: in threads, augmented, and without those that can't be read."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+from s2s_data.batch import DuplexBatch
+from s2s_data.dataset import DuplexDataset
+from s2s_data.dialogue import Dialogue
+from s2s_data.errors import DataError, UnreadableCutError
+from s2s_data.share import derive_seed
+from s2s_data.sources import CutRef
+
+# A share of unreadable dialogues is that of at least so many read.
+FEWEST_JUDGED = 100
+# Decoders run outside Python's lock. More threads than this don't help a worker whose batch has few dialogues.
+NUM_THREADS = 4
+
+logger = logging.getLogger(__name__)
+
+Augment = Callable[[Dialogue, int], Dialogue]  # the second argument is a seed
+
+
+class UnreadableCuts:
+    """Counts the dialogues that can't be loaded, names each once, and ends the run past a share of them."""
+
+    def __init__(self, max_share: float, where: str) -> None:
+        self.max_share = max_share
+        self.where = where
+        self.num_read = 0
+        self.num_unreadable = 0
+        self._named: set[str] = set()
+
+    def add(self, cut_id: str, error: UnreadableCutError) -> None:
+        """Count one. Raises :class:`DataError` if they are too many."""
+        self.num_unreadable += 1
+        if cut_id not in self._named:
+            self._named.add(cut_id)
+            logger.warning("%s: skipped: %s (%d so far)", self.where, error, self.num_unreadable)
+        if self.num_unreadable > self.max_share * max(self.num_read, FEWEST_JUDGED):
+            raise DataError(
+                f"{error}. {self.num_unreadable} of the {self.num_read} dialogues that were read so far can't be "
+                f"loaded, more than {self.where}.max_unreadable_share={self.max_share:g} allows: run "
+                "`s2s-data check` on the data, mend it or raise the share"
+            )
+
+
+class BatchLoader:
+    """Loads planned dialogues into batches.
+
+    Parameters
+    ----------
+    dataset
+        Makes dialogues and batches.
+    unreadable
+        Counts what can't be loaded.
+    augment
+        Changes each dialogue after it is loaded.
+
+    """
+
+    def __init__(self, dataset: DuplexDataset, unreadable: UnreadableCuts, augment: Augment | None = None) -> None:
+        self.dataset = dataset
+        self.unreadable = unreadable
+        self.augment = augment
+
+    def __call__(self, refs: Sequence[CutRef], seed: int) -> DuplexBatch | None:
+        """Load a batch; None if none of its dialogues can be. ``seed`` is that of the augmentations."""
+        seeds = (derive_seed("augment", seed, place) for place in range(len(refs)))
+        loaded = [item for item in self._load_all(refs, seeds) if item is not None]
+        return self.dataset.collate(loaded) if loaded else None
+
+    def _load_all(self, refs: Sequence[CutRef], seeds: Iterable[int]) -> list[Dialogue | None]:
+        results = list(self._threads.map(self._load, refs, seeds))
+        self.unreadable.num_read += len(refs)
+        for ref, result in zip(refs, results, strict=True):
+            if isinstance(result, UnreadableCutError):
+                self.unreadable.add(ref.cut.id, result)
+        return [None if isinstance(result, UnreadableCutError) else result for result in results]
+
+    def _load(self, ref: CutRef, seed: int) -> Dialogue | UnreadableCutError:
+        try:
+            dialogue = self.dataset.dialogue(ref.load())
+            return dialogue if self.augment is None else self.augment(dialogue, seed)
+        except UnreadableCutError as error:  # of the dialogue, or of a file of noise
+            return error
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="s2s-data")  # made in the worker: forks have none
