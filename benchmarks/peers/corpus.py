@@ -1,7 +1,9 @@
-"""Shars to load from: dialogues that decode as slowly as real ones do, and many small sources."""
+"""Shars to load from: spoken dialogues as long as real ones, and many small sources."""
 
 import io
 import os
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +12,26 @@ import numpy.typing as npt
 import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
+from s2s_data.blend import read_blend
 from tests.s2s_data.builders import dialogues, write_shar
 
+SPOKEN = str(Path(__file__).parents[2] / "demo/corpus/train")
 FRAME_S = 0.08
 NUM_CODEBOOKS = 8
-RATES_HZ = {"user": 16000, "agent": 22050}
-WORDS_PER_S = 2.5
+RATES_HZ = {"recording": 16000, "target_audio": 22050}
 MIN_S, MAX_S = 30.0, 60.0
-POOL_S = 60.0  # noise from which all dialogues are cut, at random places
-NOISE_FLOOR = 0.002
-
-Noise = dict[str, npt.NDArray[np.float32]]
+NOISE_FLOOR = 0.0005  # -66 dB of full scale: a quiet room, where the demo's speech has digital silence
 
 
 def write_duplex_shar(folder: Path, num_dialogues: int, *, shard_size: int = 20) -> str:
-    """Write two-channel dialogues of 30 to 60 s, as FLAC and as codes of 12.5 frames a second."""
+    """Write two-channel dialogues of 30 to 60 s, as FLAC and as codes of 12.5 frames a second.
+
+    They are the demo's spoken dialogues, one after the other, with the noise of a quiet room: FLAC takes as long to
+    decode as what it holds is complex.
+    """
     folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    noise = {speaker: _speech_like_noise(rate_hz, rng) for speaker, rate_hz in RATES_HZ.items()}
     fields = {"recording": "flac", "target_audio": "flac", "target_codes": "numpy"}
-    cuts = CutSet(_dialogue(f"d{number:04d}", noise, rng) for number in range(num_dialogues))
-    cuts.to_shar(folder, fields=fields, shard_size=shard_size, verbose=False)
+    CutSet(_dialogues(num_dialogues)).to_shar(folder, fields=fields, shard_size=shard_size, verbose=False)
     return str(folder)
 
 
@@ -48,59 +49,55 @@ def many_sources(folder: Path, num_sources: int) -> list[dict[str, Any]]:
     ]
 
 
-def _speech_like_noise(rate_hz: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Noise with the spectrum and the syllables of speech, roughly: FLAC spends its time on both."""
-    num_samples = int(POOL_S * rate_hz)
-    frequencies_hz = np.fft.rfftfreq(num_samples, 1 / rate_hz)
-    spectrum = np.fft.rfft(rng.standard_normal(num_samples)) / np.maximum(frequencies_hz, 200)
-    noise = np.fft.irfft(spectrum, num_samples)
-    syllables = 0.55 + 0.45 * np.sin(2 * np.pi * 4 * np.arange(num_samples) / rate_hz)
-    return np.asarray(0.1 * syllables * noise / noise.std(), dtype=np.float32)
+def _dialogues(number: int) -> Iterator[MonoCut]:
+    rng = np.random.default_rng(0)
+    spoken = list(read_blend([{"type": "lhotse_shar", "shar_path": SPOKEN}]))
+    parts = _endless(spoken)
+    for index in range(number):
+        wanted_s, chosen = float(rng.uniform(MIN_S, MAX_S)), [next(parts)]
+        while sum(part.duration for part in chosen) + (following := next(parts)).duration <= wanted_s:
+            chosen.append(following)
+        yield _joined(f"d{index:04d}", chosen, rng)
 
 
-def _dialogue(cut_id: str, noise: Noise, rng: np.random.Generator) -> MonoCut:
-    duration_s = round(rng.uniform(MIN_S, MAX_S) / FRAME_S) * FRAME_S
-    turns = _turns(cut_id, duration_s, rng)
+def _endless(spoken: list[MonoCut]) -> Iterator[MonoCut]:
+    order = random.Random(0)
+    while True:
+        yield from order.sample(spoken, len(spoken))
+
+
+def _joined(cut_id: str, parts: list[MonoCut], rng: np.random.Generator) -> MonoCut:
+    duration_s = round(sum(part.duration for part in parts), 2)
+    starts_s = np.cumsum([0.0, *(part.duration for part in parts)])
     cut = MonoCut(
         id=cut_id,
         start=0,
         duration=duration_s,
         channel=0,
-        recording=_recording(cut_id, "user", duration_s, turns, noise, rng),
-        supervisions=turns,
+        recording=_recording(cut_id, "recording", parts, rng),
+        supervisions=[
+            SupervisionSegment(
+                f"{cut_id}-{start_s}-{turn.id}",
+                cut_id,
+                start=round(float(start_s) + turn.start, 2),
+                duration=turn.duration,
+                text=turn.text,
+                speaker=turn.speaker,
+            )
+            for part, start_s in zip(parts, starts_s, strict=False)
+            for turn in part.supervisions
+        ],
     )
-    cut.target_audio = _recording(cut_id, "agent", duration_s, turns, noise, rng)
+    cut.target_audio = _recording(cut_id, "target_audio", parts, rng)
     codes_TK = rng.integers(0, 1024, (round(duration_s / FRAME_S), NUM_CODEBOOKS)).astype(np.int16)
     return cut.attach_tensor("target_codes", codes_TK, frame_shift=FRAME_S, temporal_dim=0)
 
 
-def _turns(cut_id: str, duration_s: float, rng: np.random.Generator) -> list[SupervisionSegment]:
-    turns: list[SupervisionSegment] = []
-    time_s = 0.4
-    while (length_s := float(rng.uniform(2, 8))) + time_s < duration_s:
-        text = " ".join(f"w{word}" for word in rng.integers(0, 1000, int(length_s * WORDS_PER_S)))
-        speaker = ("user", "agent")[len(turns) % 2]
-        turns.append(SupervisionSegment(f"{cut_id}-{len(turns)}", cut_id, time_s, length_s, text=text, speaker=speaker))
-        time_s += length_s + float(rng.uniform(-0.3, 1.0))
-    return turns
-
-
-def _recording(
-    cut_id: str,
-    speaker: str,
-    duration_s: float,
-    turns: list[SupervisionSegment],
-    noise: Noise,
-    rng: np.random.Generator,
-) -> Recording:
-    rate_hz = RATES_HZ[speaker]
-    num_samples = round(duration_s * rate_hz)
-    audio_S = NOISE_FLOOR * rng.standard_normal(num_samples, dtype=np.float32)
-    for turn in turns:
-        if turn.speaker == speaker:
-            begin, length = int(turn.start * rate_hz), int(turn.duration * rate_hz)
-            offset = int(rng.integers(0, len(noise[speaker]) - length))
-            audio_S[begin : begin + length] += noise[speaker][offset : offset + length]
+def _recording(cut_id: str, field: str, parts: list[MonoCut], rng: np.random.Generator) -> Recording:
+    rate_hz = RATES_HZ[field]
+    audio = [part.load_audio() if field == "recording" else part.load_target_audio() for part in parts]
+    audio_S: npt.NDArray[np.float32] = np.concatenate(audio, axis=1)[0]
+    audio_S = audio_S + NOISE_FLOOR * rng.standard_normal(len(audio_S), dtype=np.float32)
     wav = io.BytesIO()
     soundfile.write(wav, audio_S, rate_hz, format="WAV", subtype="PCM_16")
-    return Recording.from_bytes(wav.getvalue(), f"{cut_id}-{speaker}")
+    return Recording.from_bytes(wav.getvalue(), f"{cut_id}-{field}")

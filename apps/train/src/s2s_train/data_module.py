@@ -90,7 +90,13 @@ class DuplexDataModule(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Return this data parallel rank's endless training batches."""
         place = self._of_this_rank()
-        self._train = ResumableLoader(train_dataloader(self._cfg, **place), place["dp_rank"])
+        silence_codes_K = None
+        if self._cfg.train_ds.augment.random_silence is not None:
+            assert self.trainer is not None
+            model: Any = self.trainer.lightning_module
+            silence_codes_K = model.audio_codec.silence_codes().cpu().numpy()
+        loader = train_dataloader(self._cfg, **place, silence_codes_K=silence_codes_K)
+        self._train = ResumableLoader(loader, place["dp_rank"])
         return self._train
 
     def val_dataloader(self) -> CombinedLoader | list[Any]:

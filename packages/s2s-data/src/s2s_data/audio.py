@@ -11,6 +11,7 @@ from lhotse import MonoCut, Recording
 from lhotse.cut import Cut, MultiCut
 from lhotse.utils import compute_num_samples
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from s2s_data.errors import UnreadableCutError
 from s2s_data.shar import RECORDING
@@ -32,7 +33,7 @@ def offset_key(field: str) -> str:
     return f"{field}_offset_s"
 
 
-def load_audio(cut: Cut, field: str, sample_rate_hz: int) -> FloatArray:
+def load_audio(cut: Cut, field: str, sample_rate_hz: int, out: FloatArray | None = None) -> FloatArray:
     """Load a channel of ``cut`` at ``sample_rate_hz``.
 
     Parameters
@@ -44,11 +45,14 @@ def load_audio(cut: Cut, field: str, sample_rate_hz: int) -> FloatArray:
         ``recording`` or the name of a custom recording.
     sample_rate_hz
         The wanted rate: audio of another one is resampled.
+    out
+        [S] or longer: where to decode to, if that can be done without a copy.
 
     Returns
     -------
     ndarray
-        [S] float32, S being the cut's duration; channels are averaged, a few missing samples are silence.
+        [S] float32, S being the cut's duration; channels are averaged, a few missing samples are silence. It may be
+        the start of ``out``.
 
     Raises
     ------
@@ -58,7 +62,7 @@ def load_audio(cut: Cut, field: str, sample_rate_hz: int) -> FloatArray:
     """
     offset_s = (cut.custom or {}).get(offset_key(field)) if hasattr(cut, "custom") else None
     try:
-        samples_S = _load(cut, field, sample_rate_hz, offset_s or 0.0)
+        samples_S = _load(cut, field, sample_rate_hz, offset_s or 0.0, out if offset_s is None else None)
     except Exception as error:  # lhotse raises what its audio backends do, of any kind
         why = str(error).partition("\n")[0]  # lhotse adds lines with the whole recording
         raise UnreadableCutError(f"{place_of(cut)}: can't read its {field}: {type(error).__name__}: {why}") from error
@@ -76,13 +80,30 @@ def load_audio(cut: Cut, field: str, sample_rate_hz: int) -> FloatArray:
     return audio_S
 
 
-def pad_rows(rows: Sequence[FloatArray]) -> tuple[Tensor, Tensor]:
-    """Return ([B, S] float32 padded with 0, [B] int64)."""
+def empty_rows(num_samples: Sequence[int]) -> Tensor:
+    """Return [B, S] float32 that isn't filled, in shared memory where a worker process makes it.
+
+    What a worker decodes into it reaches the main process without another copy.
+    """
+    shape = (len(num_samples), max(num_samples))
+    if get_worker_info() is None:
+        return torch.empty(shape)
+    rows = torch.empty(0)
+    rows.set_(torch.UntypedStorage._new_shared(4 * shape[0] * shape[1]), 0, shape)  # type: ignore[call-overload]
+    return rows
+
+
+def pad_rows(rows: Sequence[FloatArray], into: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return ([B, S] float32 padded with 0, [B] int64), in ``into`` where it has that shape."""
+    lens = [len(row) for row in rows]
+    if into is None or into.shape != (len(rows), max(lens)):
+        into = empty_rows(lens)
     # numpy, because torch would wake its threads for each of these small copies
-    audio_BS = np.zeros((len(rows), max(map(len, rows))), dtype=np.float32)
-    for row, audio_S in zip(audio_BS, rows, strict=True):
-        row[: len(audio_S)] = audio_S
-    return torch.from_numpy(audio_BS), torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    for target_S, row_S in zip(into.numpy(), rows, strict=True):
+        if target_S.ctypes.data != row_S.ctypes.data:
+            target_S[: len(row_S)] = row_S
+        target_S[len(row_S) :] = 0.0
+    return into, torch.tensor(lens, dtype=torch.int64)
 
 
 def collate_audio(cuts: Iterable[Cut], field: str, sample_rate_hz: int) -> tuple[Tensor, Tensor]:
@@ -90,7 +111,7 @@ def collate_audio(cuts: Iterable[Cut], field: str, sample_rate_hz: int) -> tuple
     return pad_rows([load_audio(cut, field, sample_rate_hz) for cut in cuts])
 
 
-def _load(cut: Cut, field: str, sample_rate_hz: int, offset_s: float) -> FloatArray:
+def _load(cut: Cut, field: str, sample_rate_hz: int, offset_s: float, out: FloatArray | None) -> FloatArray:
     if not isinstance(cut, MonoCut | MultiCut):  # lhotse mixes several recordings
         return _mean(cut.resample(sample_rate_hz).load_audio())
     if field == RECORDING:
@@ -99,17 +120,19 @@ def _load(cut: Cut, field: str, sample_rate_hz: int, offset_s: float) -> FloatAr
         recording, channels = getattr(cut, field), None
     longest_s = min(cut.duration - offset_s, recording.duration - cut.start)
     if recording.sampling_rate == sample_rate_hz and not recording.transforms and len(recording.sources) == 1:
-        samples_CS = _decode(recording, cut.start, longest_s)
+        samples_CS = _decode(recording, cut.start, longest_s, out)
         if samples_CS is not None:
             own = recording.sources[0].channels
-            return _mean(samples_CS if channels is None else samples_CS[[own.index(channel) for channel in channels]])
+            if channels is None or list(channels) == own:
+                return _mean(samples_CS)
+            return _mean(samples_CS[[own.index(channel) for channel in channels]])
     if recording.sampling_rate != sample_rate_hz:
         recording = recording.resample(sample_rate_hz)
     return _mean(recording.load_audio(channels=channels, offset=cut.start, duration=longest_s))
 
 
-def _decode(recording: Recording, start_s: float, duration_s: float) -> FloatArray | None:
-    """Decode with libsndfile, [C, S]; None where it doesn't know the format.
+def _decode(recording: Recording, start_s: float, duration_s: float, out: FloatArray | None) -> FloatArray | None:
+    """Decode with libsndfile, [C, S], a single channel into ``out``; None where it doesn't know the format.
 
     lhotse ends up at libsndfile too, after looking for each of its other backends, at every read: that takes as
     long as decoding a few seconds.
@@ -124,7 +147,11 @@ def _decode(recording: Recording, start_s: float, duration_s: float) -> FloatArr
                 return None
             if start := compute_num_samples(start_s, rate_hz):
                 file.seek(start)
-            samples: FloatArray = file.read(compute_num_samples(duration_s, rate_hz), dtype="float32", always_2d=True)
+            num_samples = compute_num_samples(duration_s, rate_hz)
+            if file.channels == 1 and out is not None and len(out) >= num_samples:
+                mono_S: FloatArray = file.read(num_samples, dtype="float32", out=out[:num_samples])
+                return mono_S[None]
+            samples: FloatArray = file.read(num_samples, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError:
         return None
     return samples.T

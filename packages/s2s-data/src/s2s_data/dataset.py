@@ -4,22 +4,36 @@ Shapes: ``B`` batch, ``T`` frames (80 ms); see :mod:`s2s_data.batch`.
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from lhotse.cut import Cut
+from lhotse.utils import compute_num_samples
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from s2s_data.audio import load_audio, pad_rows, place_of
+from s2s_data.audio import empty_rows, load_audio, pad_rows, place_of
 from s2s_data.batch import DuplexBatch, Turn, empty_batch
-from s2s_data.dialogue import Dialogue
+from s2s_data.dialogue import Dialogue, FloatArray
 from s2s_data.errors import DataError, UnreadableCutError
 from s2s_data.roles import AGENT, USER, Roles
 from s2s_data.shar import RECORDING, TARGET_AUDIO, TARGET_CODES
 from s2s_data.stored_codes import check_fingerprint, load_codes, pad_codes
 from s2s_data.text_channel import FrameGrid, TextChannel, TextFitLog, build_text_channel
 from s2s_data.tokenizer import TextTokenizer, check_special_ids
+
+
+class Rows(NamedTuple):
+    """Room for the audio of a batch."""
+
+    source_BS: Tensor | None
+    target_BR: Tensor | None
+
+    def of(self, place: int) -> tuple[FloatArray | None, FloatArray | None]:
+        """Return the rows of one dialogue."""
+        source_S, target_R = (None if audio is None else audio[place].numpy() for audio in self)
+        return source_S, target_R
 
 
 class DuplexDataset(Dataset[DuplexBatch]):
@@ -79,12 +93,28 @@ class DuplexDataset(Dataset[DuplexBatch]):
         with_target_audio = self.load_target_audio or not all(cut.has_custom(TARGET_CODES) for cut in cuts)
         return self.collate([self.dialogue(cut, with_target_audio=with_target_audio) for cut in cuts])
 
-    def dialogue(self, cut: Cut, *, with_target_audio: bool | None = None) -> Dialogue:
+    def rows(self, cuts: Sequence[Cut]) -> Rows:
+        """Make room for a batch's audio, into which :meth:`dialogue` may decode."""
+        source_BS = empty_rows([compute_num_samples(cut.duration, self.source_sample_rate_hz) for cut in cuts])
+        if not self.load_target_audio:
+            return Rows(source_BS, None)
+        return Rows(
+            source_BS, empty_rows([compute_num_samples(cut.duration, self.target_sample_rate_hz) for cut in cuts])
+        )
+
+    def dialogue(
+        self,
+        cut: Cut,
+        *,
+        with_target_audio: bool | None = None,
+        row: tuple[FloatArray | None, FloatArray | None] | None = None,
+    ) -> Dialogue:
         """Load one cut: the user's audio, the agent's codes where they are stored, and its audio.
 
         The agent's audio is loaded where there are no codes, and where ``with_target_audio`` (if it isn't given,
-        ``load_target_audio``) wants it.
+        ``load_target_audio``) wants it. ``row`` is where its audio may be decoded to, see :meth:`rows`.
         """
+        source_row, target_row = row if row is not None else (None, None)
         if with_target_audio is None:
             with_target_audio = self.load_target_audio
         with_codes, has_audio = cut.has_custom(TARGET_CODES), cut.has_custom(TARGET_AUDIO)
@@ -101,15 +131,15 @@ class DuplexDataset(Dataset[DuplexBatch]):
             duration_s=cut.duration,
             grid=FrameGrid.of(cut.duration, self.frame_length_s, cut.sampling_rate),
             turns=tuple(self.roles.turns(cut)),
-            source_S=load_audio(cut, RECORDING, self.source_sample_rate_hz),
+            source_S=load_audio(cut, RECORDING, self.source_sample_rate_hz, source_row),
             source_rate_hz=self.source_sample_rate_hz,
-            target_R=load_audio(cut, TARGET_AUDIO, self.target_sample_rate_hz) if with_audio else None,
+            target_R=load_audio(cut, TARGET_AUDIO, self.target_sample_rate_hz, target_row) if with_audio else None,
             target_rate_hz=self.target_sample_rate_hz,
             codes_TK=load_codes(cut) if with_codes else None,
         )
 
-    def collate(self, dialogues: Sequence[Dialogue]) -> DuplexBatch:
-        """Put loaded dialogues into one batch.
+    def collate(self, dialogues: Sequence[Dialogue], rows: Rows | None = None) -> DuplexBatch:
+        """Put loaded dialogues into one batch, their audio into ``rows`` where it fits.
 
         Raises :class:`DataError` if some have codes alone and others audio alone.
         """
@@ -117,7 +147,8 @@ class DuplexDataset(Dataset[DuplexBatch]):
         source = [self._text_channel(dialogue, USER) for dialogue in dialogues]
         for dialogue, channel in zip(dialogues, target, strict=True):
             self._text_fit.add(dialogue.cut_id, channel.num_dropped_tokens)
-        source_audio_BS, source_audio_lens_B = pad_rows([dialogue.source_S for dialogue in dialogues])
+        rows = rows or Rows(None, None)
+        source_audio_BS, source_audio_lens_B = pad_rows([dialogue.source_S for dialogue in dialogues], rows.source_BS)
         target_tokens_BT, target_token_lens_B = self._pad_tokens(target)
         source_tokens_BT, source_token_lens_B = self._pad_tokens(source)
         batch = DuplexBatch(
@@ -133,7 +164,7 @@ class DuplexDataset(Dataset[DuplexBatch]):
             turns=[list(dialogue.turns) for dialogue in dialogues],
             num_dropped_tokens=torch.tensor([item.num_dropped_tokens for item in target], dtype=torch.int64),
         )
-        _add_target(batch, dialogues)
+        _add_target(batch, dialogues, rows.target_BR)
         return batch
 
     def empty(self, peers: Sequence[Cut]) -> DuplexBatch:
@@ -157,14 +188,14 @@ class DuplexDataset(Dataset[DuplexBatch]):
         return tokens_BT, torch.tensor([len(item) for item in tokens], dtype=torch.int64)
 
 
-def _add_target(batch: DuplexBatch, dialogues: Sequence[Dialogue]) -> None:
+def _add_target(batch: DuplexBatch, dialogues: Sequence[Dialogue], target_BR: Tensor | None) -> None:
     codes = [dialogue.codes_TK for dialogue in dialogues if dialogue.codes_TK is not None]
     audio = [dialogue.target_R for dialogue in dialogues if dialogue.target_R is not None]
     names = [f"cut {dialogue.cut_id}" for dialogue in dialogues]
     if len(codes) == len(dialogues):
         batch["target_codes"], batch["target_code_lens"] = pad_codes(codes, names)
     if len(audio) == len(dialogues):
-        batch["target_audio"], batch["target_audio_lens"] = pad_rows(audio)
+        batch["target_audio"], batch["target_audio_lens"] = pad_rows(audio, target_BR)
     elif len(codes) < len(dialogues):
         without = next(name for name, dialogue in zip(names, dialogues, strict=True) if dialogue.target_R is None)
         raise DataError(

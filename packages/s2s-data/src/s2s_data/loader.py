@@ -109,6 +109,7 @@ def train_dataloader(
             dataset,
             UnreadableCuts(train.max_unreadable_share, where),
             build_augmentations(train.augment, silence_codes_K=silence_codes_K, where=f"{where}.augment"),
+            num_workers=train.num_workers,
         ),
         reject,
         make_buckets(sample, train, dataset.count_tokens, where),
@@ -143,7 +144,8 @@ def validation_dataloaders(
         with_target_audio = set_cfg.load_target_audio or not blend.has_codes
         dataset = _dataset(cfg, tokenizer, codec_fingerprint, with_target_audio)
         check_roles(blend.metadata(MAX_CUTS_SEARCHED), dataset.roles, where)
-        loader = BatchLoader(dataset, UnreadableCuts(set_cfg.max_unreadable_share, where))
+        unreadable = UnreadableCuts(set_cfg.max_unreadable_share, where)
+        loader = BatchLoader(dataset, unreadable, num_workers=set_cfg.num_workers)
         stream = ValidationStream(blend, set_cfg, loader, dp_rank=dp_rank, dp_world_size=dp_world_size)
         loaders[name] = DataLoader(stream, **_worker_args(set_cfg))
     return loaders

@@ -1,21 +1,22 @@
 """Loading the dialogues of a batch: in threads, augmented, and without those that can't be read."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 from s2s_data.batch import DuplexBatch
-from s2s_data.dataset import DuplexDataset
-from s2s_data.dialogue import Dialogue
+from s2s_data.dataset import DuplexDataset, Rows
+from s2s_data.dialogue import Dialogue, FloatArray
 from s2s_data.errors import DataError, UnreadableCutError
 from s2s_data.share import derive_seed
 from s2s_data.sources import CutRef
 
 # A share of unreadable dialogues is that of at least so many read.
 FEWEST_JUDGED = 100
-# Decoders run outside Python's lock. More threads than this don't help a worker whose batch has few dialogues.
-NUM_THREADS = 4
+# More threads than this don't help a worker: its batches have few dialogues.
+MAX_THREADS = 4
 
 logger = logging.getLogger(__name__)
 
@@ -57,35 +58,52 @@ class BatchLoader:
         Counts what can't be loaded.
     augment
         Changes each dialogue after it is loaded.
+    num_workers
+        Worker processes that load beside this one: they share the cores. Decoders run outside Python's lock.
 
     """
 
-    def __init__(self, dataset: DuplexDataset, unreadable: UnreadableCuts, augment: Augment | None = None) -> None:
+    def __init__(
+        self,
+        dataset: DuplexDataset,
+        unreadable: UnreadableCuts,
+        augment: Augment | None = None,
+        *,
+        num_workers: int = 0,
+    ) -> None:
+        self.num_threads = min(MAX_THREADS, max(1, len(os.sched_getaffinity(0)) // max(1, num_workers)))
         self.dataset = dataset
         self.unreadable = unreadable
         self.augment = augment
 
     def __call__(self, refs: Sequence[CutRef], seed: int) -> DuplexBatch | None:
         """Load a batch; None if none of its dialogues can be. ``seed`` is that of the augmentations."""
+        rows = self.dataset.rows([ref.cut for ref in refs])
         seeds = (derive_seed("augment", seed, place) for place in range(len(refs)))
-        loaded = [item for item in self._load_all(refs, seeds) if item is not None]
-        return self.dataset.collate(loaded) if loaded else None
+        loaded = [item for item in self._load_all(refs, seeds, rows) if item is not None]
+        return self.dataset.collate(loaded, rows) if loaded else None
 
-    def _load_all(self, refs: Sequence[CutRef], seeds: Iterable[int]) -> list[Dialogue | None]:
-        results = list(self._threads.map(self._load, refs, seeds))
+    def _load_all(self, refs: Sequence[CutRef], seeds: Iterable[int], rows: Rows) -> list[Dialogue | None]:
+        own_rows = map(rows.of, range(len(refs)))
+        run = map if self.num_threads == 1 else self._threads.map
+        results = list(run(self._load, refs, seeds, own_rows))
         self.unreadable.num_read += len(refs)
         for ref, result in zip(refs, results, strict=True):
             if isinstance(result, UnreadableCutError):
                 self.unreadable.add(ref.cut.id, result)
         return [None if isinstance(result, UnreadableCutError) else result for result in results]
 
-    def _load(self, ref: CutRef, seed: int) -> Dialogue | UnreadableCutError:
+    def _load(
+        self, ref: CutRef, seed: int, row: tuple[FloatArray | None, FloatArray | None]
+    ) -> Dialogue | UnreadableCutError:
         try:
-            dialogue = self.dataset.dialogue(ref.load())
+            dialogue = self.dataset.dialogue(ref.load(), row=row)
             return dialogue if self.augment is None else self.augment(dialogue, seed)
         except UnreadableCutError as error:  # of the dialogue, or of a file of noise
             return error
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="s2s-data")  # made in the worker: forks have none
+        return ThreadPoolExecutor(
+            self.num_threads, thread_name_prefix="s2s-data"
+        )  # made in the worker: forks have none
