@@ -1,6 +1,8 @@
 """Training and validation loaders: who gets which dialogue, and resuming."""
 
+import gzip
 import json
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lhotse.cut import Cut
 
 from s2s_data import DataError, DuplexBatch, train_dataloader, validation_dataloaders
@@ -359,3 +362,63 @@ def test_named_sets_inherit_and_override(tmp_path: Path) -> None:
     assert "target_audio" in plain
     assert "target_codes" in plain
     assert "target_audio" not in other
+
+
+def test_a_window_holds_no_audio(tmp_path: Path) -> None:
+    shar = write_shar(tmp_path / "shar", dialogues("d", 20))
+    stream = train_dataloader(config({"shar_path": shar}), TOKENIZER).stream
+    refs = [ref for refs, _ in islice(stream.planned(0), 10) for ref in refs]
+    assert {ref.load().recording.sources[0].type for ref in refs} == {"memory"}
+    assert {ref.cut.recording.sources[0].type for ref in refs} == {"shar"}
+
+
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_batches_of_a_small_corpus_are_full(tmp_path: Path, num_workers: int) -> None:
+    shar = write_shar(tmp_path / "shar", dialogues("d", 20))
+    batches = first(12, {"shar_path": shar, "batch_size": 8, "num_workers": num_workers})
+    assert {len(batch["cut_ids"]) for batch in batches} == {8}
+
+
+def test_role_swap_at_equal_rates_swaps_the_audio(tmp_path: Path) -> None:
+    shar = write_shar(tmp_path / "shar", dialogues("d", 4))
+    plain = {"shar_path": shar, "shuffle": False, "batch_size": 4}
+    data: dict[str, Any] = {"target_sample_rate": 16000}
+    loaded = [
+        next(iter(train_dataloader(config({**plain, **more}, **data), TOKENIZER)))
+        for more in ({}, {"augment": {"role_swap": {"prob": 1.0}}})
+    ]
+    before, after_swap = loaded
+    assert torch.equal(after_swap["source_audio"], before["target_audio"])
+    assert torch.equal(after_swap["target_audio"], before["source_audio"])
+
+
+def test_rank_without_a_dialogue_knows_codes_that_the_manifest_does_not(tmp_path: Path) -> None:
+    shar = write_shar(tmp_path / "shar", dialogues("d", 3, codes=True), codes=True)
+    for manifest in Path(shar).glob("cuts.*"):
+        cuts = [json.loads(line) for line in gzip.decompress(manifest.read_bytes()).splitlines()]
+        for cut in cuts:
+            del cut["custom"]["target_codes"]
+        manifest.write_bytes(gzip.compress("\n".join(map(json.dumps, cuts)).encode()))
+    cfg = config(sets={"heldout": {"shar_path": shar, "batch_size": 1}})
+    full, empty = (
+        list(validation_dataloaders(cfg, TOKENIZER, dp_rank=rank, dp_world_size=2)["heldout"])[-1] for rank in (0, 1)
+    )
+    assert empty["cut_ids"] == []
+    assert "target_codes" in full
+    assert empty.keys() == full.keys()
+
+
+def test_a_shard_more_is_said_on_resume_and_another_folder_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shar = write_shar(tmp_path / "shar", dialogues("d", 20))
+    state = stopped_after(3, {"shar_path": shar})
+    everything = first(8, {"shar_path": shar})
+    copy = shutil.copytree(shar, tmp_path / "scratch" / "elsewhere")
+    assert ids(after(state, 5, {"shar_path": str(copy)})) == ids(everything[3:])
+    assert not caplog.records
+    more = write_shar(tmp_path / "more", dialogues("e", 5))
+    for file in Path(more).iterdir():
+        shutil.copy(file, copy / file.name.replace("000000", "000004"))
+    after(state, 1, {"shar_path": str(copy)})
+    assert "the data or the config" in caplog.text

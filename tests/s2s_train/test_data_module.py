@@ -11,7 +11,7 @@ class Numbers:
     """Batch i is i: what a TrainLoader is to its user, with a count for a position."""
 
     def __init__(self):
-        self.position = StreamPosition(seed=0, order="", dp_world_size=1, next_worker=0, workers=())
+        self.position = StreamPosition(seed=0, seed_config="", order="", dp_world_size=1, next_worker=0, workers=())
 
     def __iter__(self):
         while True:

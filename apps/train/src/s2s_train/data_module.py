@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import chain
 from typing import Any, Protocol
 
@@ -60,7 +60,9 @@ class ResumableLoader:
         _, self._position = self._fetched.popleft()
 
     def close(self) -> None:
-        """Let go of the batches, and so end their workers."""
+        """End the batches' workers."""
+        if isinstance(self._batches, Generator):
+            self._batches.close()
         self._batches = None
         self._fetched.clear()
 

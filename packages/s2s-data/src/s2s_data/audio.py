@@ -61,6 +61,10 @@ def load_audio(cut: Cut, field: str, sample_rate_hz: int, out: FloatArray | None
 
     """
     offset_s = (cut.custom or {}).get(offset_key(field)) if hasattr(cut, "custom") else None
+    if offset_s is not None and not 0 <= offset_s < cut.duration:
+        raise UnreadableCutError(
+            f"{place_of(cut)}: its {offset_key(field)} is {offset_s}, but must be from 0 to its {cut.duration:.2f} s"
+        )
     try:
         samples_S = _load(cut, field, sample_rate_hz, offset_s or 0.0, out if offset_s is None else None)
     except Exception as error:  # lhotse raises what its audio backends do, of any kind

@@ -50,7 +50,7 @@ class Blend:
     """Leaves in the order of the config."""
 
     leaves: tuple[Leaf, ...]
-    max_open_streams: int | None = None  # so many leaves may be open at a time; None: all of them
+    max_open_streams: int | None = None  # so many leaves may be open at a time; None: 256
 
     @property
     def has_codes(self) -> bool:

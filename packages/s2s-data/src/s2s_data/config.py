@@ -57,9 +57,9 @@ class SourceConfig:
     pin_memory: bool = False
     # Read target_audio where target_codes are stored too. (Where they aren't it is always read.)
     load_target_audio: bool = False
-    # Orders the data when shard_seed is "randomized".
+    # In training: orders the data when shard_seed is "randomized".
     seed: int = 0
-    # What orders the data: "randomized" (by seed), an integer (by that), or "trng" (another order in each
+    # In training, what orders the data: "randomized" (by seed), an integer (by that), or "trng" (another order in each
     # run, the same on all ranks). Ranks and workers never share data, whichever it is.
     shard_seed: Any = "randomized"
     # Accepted for NeMo's files, and unused: the user's audio is brought to source_sample_rate and the agent's
@@ -89,7 +89,8 @@ class TrainDataConfig(SourceConfig):
     bucket_buffer_size: int = 1000
     # Flattens (below 1) or sharpens (above 1) the weights of input_cfg: one number, or one for each level of groups.
     reweight_temperature: Any = None
-    # Sources whose manifests are open at a time.
+    # Sources whose manifests are open at a time, 256 if not given. One that was closed is opened again and read up to
+    # its place; what comes from URLs or pipes stays open, as that would fetch it again.
     max_open_streams: int | None = None
     # Augmentations, each off unless given.
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -188,6 +189,10 @@ def has_source(cfg: SourceConfig) -> bool:
 
 def _check_source(cfg: SourceConfig, where: str) -> None:
     bucket_sizes = getattr(cfg, "bucket_batch_size", None)
+    if bucket_sizes is not None and not getattr(cfg, "use_bucketing", False):
+        raise DataError(f"{where}.bucket_batch_size is for buckets: set use_bucketing: true, or give batch_size")
+    if cfg.quadratic_duration is not None and cfg.batch_duration is None:
+        raise DataError(f"{where}.quadratic_duration changes what counts for batch_duration: give that too")
     if cfg.batch_size is None and cfg.batch_duration is None and bucket_sizes is None:
         raise DataError(f"{where} needs batch_size (dialogues) or batch_duration (seconds)")
     for key in _ABOVE_0:

@@ -168,7 +168,7 @@ class DuplexDataset(Dataset[DuplexBatch]):
         return batch
 
     def empty(self, peers: Sequence[Cut]) -> DuplexBatch:
-        """Return the batch of no dialogue, with the keys that a batch of ``peers`` would have."""
+        """Return the batch of no dialogue, with the keys that a batch of the loaded cuts ``peers`` would have."""
         with_codes = all(cut.has_custom(TARGET_CODES) for cut in peers)
         all_audio = all(cut.has_custom(TARGET_AUDIO) for cut in peers)
         with_audio = not with_codes or (self.load_target_audio and all_audio)

@@ -10,6 +10,7 @@ import math
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import islice
@@ -20,7 +21,6 @@ from lhotse.cut import Cut
 from omegaconf import DictConfig
 from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from s2s_data.augment.chain import build_augmentations
 from s2s_data.batch import DuplexBatch
@@ -28,6 +28,7 @@ from s2s_data.blend import Blend, parse_blend
 from s2s_data.config import DataConfig, SourceConfig, TrainDataConfig, as_data_config, validation_sets
 from s2s_data.dataset import DuplexDataset
 from s2s_data.dialogue import IntArray
+from s2s_data.errors import DataError, UnreadableCutError
 from s2s_data.loading import BatchLoader, UnreadableCuts
 from s2s_data.position import StreamPosition, WorkerPosition
 from s2s_data.roles import check_roles
@@ -35,10 +36,12 @@ from s2s_data.sampling import Buckets, CutFilter, batches_in_order, last_bound_s
 from s2s_data.share import Share, derive_seed
 from s2s_data.sources import CutRef, nothing_left, once
 from s2s_data.tokenizer import TextTokenizer
-from s2s_data.windows import Cursor, Filter, SourceStream, WindowPosition, WindowReader
+from s2s_data.windows import Cursor, Filter, LeftOut, SourceStream, WindowPosition, WindowReader
 
 # Roles are looked for in so many cuts of each source before they are said to be missing.
 MAX_CUTS_SEARCHED = 10_000
+# So many dialogues in a row that can't be loaded end a run, whatever max_unreadable_share is.
+MAX_SKIPPED = 1000
 
 # The keys of a config that set which dialogues are in which batch.
 _ORDER_KEYS = (
@@ -56,7 +59,11 @@ _ORDER_KEYS = (
     "bucket_duration_bins",
     "bucket_batch_size",
     "bucket_buffer_size",
+    "num_cuts_for_bins_estimate",
 )
+
+# Two tokenizers that agree on this count tokens alike.
+_PROBE = "It's 12 o'clock: what, when and where?"
 
 logger = logging.getLogger(__name__)
 
@@ -102,13 +109,14 @@ def train_dataloader(
     reject = CutFilter(train, dataset.count_tokens, last_bound_s(train))
     per_source = -(-train.num_cuts_for_bins_estimate // len(blend.leaves))
     sample = (cut for cut in blend.metadata(per_source) if reject(cut) is None)
+    augment = build_augmentations(train.augment, silence_codes_K=silence_codes_K, where=f"{where}.augment")
     stream = TrainStream(
         blend,
         train,
         BatchLoader(
             dataset,
             UnreadableCuts(train.max_unreadable_share, where),
-            build_augmentations(train.augment, silence_codes_K=silence_codes_K, where=f"{where}.augment"),
+            augment if augment.steps else None,
             num_workers=train.num_workers,
         ),
         reject,
@@ -182,16 +190,27 @@ class TrainStream(IterableDataset[_Loaded]):
         self.dp_rank = dp_rank
         self.dp_world_size = dp_world_size
         num_workers = max(1, cfg.num_workers)
-        self.position = StreamPosition(seed, self._order(), dp_world_size, 0, (None,) * num_workers)
+        self.position = StreamPosition(
+            seed=seed,
+            seed_config=f"seed={cfg.seed}, shard_seed={cfg.shard_seed}",
+            order=self._order(),
+            dp_world_size=dp_world_size,
+            next_worker=0,
+            workers=(None,) * num_workers,
+        )
 
     def __iter__(self) -> Iterator[_Loaded]:
         process, num_workers = _worker()
         worker = (process + self.position.next_worker) % num_workers  # PyTorch starts its round with process 0
+        num_skipped = 0
         for refs, position in self.planned(worker):
             seed = derive_seed(
                 self.position.seed, self.dp_rank, worker, position.window.num_drawn, position.num_batches
             )
             batch = self.load(refs, seed)
+            num_skipped = 0 if batch is not None else num_skipped + len(refs)
+            if num_skipped > MAX_SKIPPED:
+                raise DataError(f"data.train_ds: none of {num_skipped} dialogues in a row can be loaded: see above why")
             if batch is not None:
                 yield _Loaded(batch, worker, position)
 
@@ -234,6 +253,7 @@ class TrainStream(IterableDataset[_Loaded]):
                 share,
                 seed=derive_seed(seed, number) if self.cfg.shuffle else None,
                 reject=self.reject,
+                lost=self.load.unreadable.add_lost,
                 with_target_audio=self.load.dataset.load_target_audio,
                 cursor=cursor,
             )
@@ -251,22 +271,24 @@ class TrainStream(IterableDataset[_Loaded]):
     def _window_size(self, share: Share) -> int:
         """Return the number of dialogues in a window: of a small blend, no more than it has."""
         size = self.cfg.bucket_buffer_size if self.cfg.use_bucketing else self.cfg.shuffle_buffer_size
-        size = max(size, self.cfg.batch_size or 1)
-        num_cuts = 0
+        wanted, num_cuts = size * share.count, 0
         for leaf in self.blend.leaves:
-            num_cuts += leaf.source.num_cuts(at_least=size * share.count - num_cuts)
-            if num_cuts >= size * share.count:
-                return size
-        return max(1, num_cuts // share.count)
+            num_cuts += leaf.source.num_cuts(at_least=wanted - num_cuts)
+            if num_cuts >= wanted:
+                break
+        batch_size = self.cfg.batch_size or 1  # batches end with their window
+        return math.ceil(max(1, min(size, num_cuts // share.count)) / batch_size) * batch_size
 
     def _share(self, worker: int) -> Share:
         return Share.of(self.dp_rank, self.dp_world_size, worker, len(self.position.workers))
 
     def _order(self) -> str:
         """Fingerprint what sets the order of the data, beside the seed and the ranks."""
-        sources = [(leaf.source.where, leaf.weight, leaf.source.convert) for leaf in self.blend.leaves]
+        sources = [(leaf.source.identity, leaf.weight, leaf.source.convert) for leaf in self.blend.leaves]
         config = [getattr(self.cfg, key) for key in _ORDER_KEYS]
-        return blake2b(repr((sources, config)).encode(), digest_size=8).hexdigest()
+        dataset = self.load.dataset
+        text = (sorted(dataset.roles.output_roles), dataset.tokenizer.text_to_ids(_PROBE))
+        return blake2b(repr((sources, config, self.buckets.bounds, text)).encode(), digest_size=8).hexdigest()
 
 
 class TrainLoader:
@@ -278,10 +300,13 @@ class TrainLoader:
     def __init__(self, stream: TrainStream) -> None:
         self.stream = stream
         self.position = stream.position
+        self._is_iterated = False
 
     def __iter__(self) -> Iterator[DuplexBatch]:
         self.stream.position = self.position
         items = iter(DataLoader(self.stream, **_worker_args(self.stream.cfg)))
+        end_workers = getattr(items, "_shutdown_workers", None)
+        self._is_iterated = True
         try:
             for item in items:
                 workers = list(self.position.workers)
@@ -290,9 +315,10 @@ class TrainLoader:
                 self.position = replace(self.position, workers=tuple(workers), next_worker=following)
                 yield item.batch
         finally:
+            self._is_iterated = False
             # Left to the garbage collector, a worker that is in the middle of a batch holds the process up for 5 s.
-            if isinstance(items, _MultiProcessingDataLoaderIter):
-                items._shutdown_workers()
+            if end_workers is not None:
+                end_workers()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position behind the last batch that was handed out: numbers, strings and lists."""
@@ -303,11 +329,16 @@ class TrainLoader:
 
         That takes the same data, config, ``dp_world_size`` and ``num_workers``. Where one of them has changed the
         loader says so and starts a new order: some dialogues of the pass in progress then come twice or not at all.
+
+        Raises :class:`ValueError` while the loader is being iterated.
         """
+        if self._is_iterated:
+            raise ValueError("load_state_dict comes before iterating, not in the middle: end the iteration first")
         saved, mine = StreamPosition.from_dict(state), self.position
         changes = {
             "the number of data-parallel ranks": (saved.dp_world_size, mine.dp_world_size),
             "data.train_ds.num_workers": (len(saved.workers), len(mine.workers)),
+            "data.train_ds.seed or shard_seed": (saved.seed_config, mine.seed_config),
             "the data or the config of data.train_ds": (saved.order, mine.order),
         }
         if changed := [what for what, (before, now) in changes.items() if before != now]:
@@ -316,7 +347,8 @@ class TrainLoader:
                 "the pass in progress will come twice or not at all",
                 " and ".join(changed),
             )
-            self.position = replace(mine, seed=derive_seed("resumed", saved.seed, repr(saved.workers)))
+            # Not the order that the run began with; ranks take batches of like duration, so they share the seed.
+            self.position = replace(mine, seed=derive_seed("resumed", saved.seed, mine.seed, saved.order))
         else:
             self.position = saved
 
@@ -335,7 +367,7 @@ class ValidationStream(IterableDataset[DuplexBatch]):
         process, num_workers = _worker()
         for refs, peers in islice(self._steps(), process, None, num_workers):
             batch = self.load(refs, seed=0) if refs else None
-            yield self.load.dataset.empty(peers) if batch is None else batch
+            yield self.load.dataset.empty(_first_loaded(peers)) if batch is None else batch
 
     def __len__(self) -> int:
         """Number of batches, where it can be told without reading the data's durations."""
@@ -346,22 +378,32 @@ class ValidationStream(IterableDataset[DuplexBatch]):
         assert cfg.batch_size is not None
         return math.ceil(self.blend.num_cuts() / (cfg.batch_size * self.dp_world_size))
 
-    def _steps(self) -> Iterator[tuple[list[CutRef], list[Cut]]]:
-        """Yield for each step the dialogues of this rank, and the cuts of all ranks."""
+    def _steps(self) -> Iterator[tuple[list[CutRef], list[CutRef]]]:
+        """Yield for each step the dialogues of this rank, and of all ranks."""
         with_target_audio = self.load.dataset.load_target_audio
         reject = CutFilter(self.cfg, self.load.dataset.count_tokens)
+        says = self.dp_rank == 0 and _worker()[0] == 0
+        left_out = [LeftOut(leaf.source.where, reject, says=says) for leaf in self.blend.leaves]
         refs = (
             ref
-            for leaf in self.blend.leaves
+            for leaf, counts in zip(self.blend.leaves, left_out, strict=True)
             for ref in once(leaf.source, with_target_audio=with_target_audio)
-            if reject(ref.cut) is None
+            if counts.takes(ref.cut)
         )
         batches = batches_in_order(refs, self.cfg)
         while step := list(islice(batches, self.dp_world_size)):
             everyone = [ref for batch in step for ref in batch]
             is_full = len(step) == self.dp_world_size
             mine = step[self.dp_rank] if is_full else everyone[self.dp_rank :: self.dp_world_size]
-            yield mine, [ref.cut for ref in everyone]
+            yield mine, everyone
+
+
+def _first_loaded(refs: list[CutRef]) -> list[Cut]:
+    """Load the first dialogue that can be loaded: what fields it has shows in its data."""
+    for ref in refs:
+        with suppress(UnreadableCutError):
+            return [ref.load()]
+    return [refs[0].cut]
 
 
 def _worker() -> tuple[int, int]:

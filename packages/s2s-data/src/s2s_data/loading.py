@@ -15,6 +15,8 @@ from s2s_data.sources import CutRef
 
 # A share of unreadable dialogues is that of at least so many read.
 FEWEST_JUDGED = 100
+# So many standard deviations above the share are still taken for chance: each worker sees a part of the data.
+CHANCE = 4
 # More threads than this don't help a worker: its batches have few dialogues.
 MAX_THREADS = 4
 
@@ -35,11 +37,21 @@ class UnreadableCuts:
 
     def add(self, cut_id: str, error: UnreadableCutError) -> None:
         """Count one. Raises :class:`DataError` if they are too many."""
-        self.num_unreadable += 1
         if cut_id not in self._named:
             self._named.add(cut_id)
-            logger.warning("%s: skipped: %s (%d so far)", self.where, error, self.num_unreadable)
-        if self.num_unreadable > self.max_share * max(self.num_read, FEWEST_JUDGED):
+            logger.warning("%s: skipped: %s (%d so far)", self.where, error, self.num_unreadable + 1)
+        self._count(1, error)
+
+    def add_lost(self, error: DataError, num_cuts: int) -> None:
+        """Count the rest of a shard, about so many dialogues. Raises :class:`DataError` if they are too many."""
+        logger.warning("%s: the rest of a shard is skipped, about %d dialogues: %s", self.where, num_cuts, error)
+        self.num_read += num_cuts
+        self._count(num_cuts, error)
+
+    def _count(self, number: int, error: DataError) -> None:
+        self.num_unreadable += number
+        expected = self.max_share * max(self.num_read, FEWEST_JUDGED)
+        if self.num_unreadable > expected + CHANCE * expected**0.5:
             raise DataError(
                 f"{error}. {self.num_unreadable} of the {self.num_read} dialogues that were read so far can't be "
                 f"loaded, more than {self.where}.max_unreadable_share={self.max_share:g} allows: run "
@@ -71,14 +83,16 @@ class BatchLoader:
         *,
         num_workers: int = 0,
     ) -> None:
-        self.num_threads = min(MAX_THREADS, max(1, len(os.sched_getaffinity(0)) // max(1, num_workers)))
+        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.num_threads = min(MAX_THREADS, max(1, num_cores // max(1, num_workers)))
         self.dataset = dataset
         self.unreadable = unreadable
         self.augment = augment
 
     def __call__(self, refs: Sequence[CutRef], seed: int) -> DuplexBatch | None:
         """Load a batch; None if none of its dialogues can be. ``seed`` is that of the augmentations."""
-        rows = self.dataset.rows([ref.cut for ref in refs])
+        # An augmentation may hand on a part of another channel's memory.
+        rows = self.dataset.rows([ref.cut for ref in refs]) if self.augment is None else Rows(None, None)
         seeds = (derive_seed("augment", seed, place) for place in range(len(refs)))
         loaded = [item for item in self._load_all(refs, seeds, rows) if item is not None]
         return self.dataset.collate(loaded, rows) if loaded else None

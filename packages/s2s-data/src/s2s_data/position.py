@@ -37,6 +37,7 @@ class StreamPosition:
     """How far all workers of a rank have come, and what the order hangs on."""
 
     seed: int
+    seed_config: str  # the keys that gave it
     order: str  # fingerprint of the config and the sources
     dp_world_size: int
     next_worker: int  # batches come from the workers in turn

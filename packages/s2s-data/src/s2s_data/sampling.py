@@ -5,12 +5,13 @@ counters that iterating leaves behind, so that a run which resumes wouldn't get 
 and its estimate of buckets are used.
 """
 
+import logging
 import random
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from lhotse.cut import Cut
 from lhotse.dataset.sampling.base import TimeConstraint
@@ -27,6 +28,26 @@ class HasCut(Protocol):
     def cut(self) -> Cut:
         """The dialogue's metadata."""
 
+
+class _TooLong:
+    """Says once in a process that a dialogue is longer than a batch may be."""
+
+    said = False
+
+    def say(self, cut: Cut, cfg: SourceConfig) -> None:
+        if not self.said:
+            self.said = True
+            logger.warning(
+                "cut %s lasts %.1f s, more than batch_duration=%s allows: it and others like it get batches of their "
+                "own; max_duration would leave them out",
+                cut.id,
+                cut.duration,
+                cfg.batch_duration,
+            )
+
+
+_too_long = _TooLong()
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item", bound=HasCut)
 CountTokens = Callable[[Cut], int]  # the agent's text tokens
@@ -80,6 +101,11 @@ class Buckets:
         self._pairs = [tuple(bound) for bound in bounds if isinstance(bound, Sequence)]
         self._bounds_s = [float(bound) for bound in bounds if not isinstance(bound, Sequence)]
         self._count_tokens = count_tokens
+
+    @property
+    def bounds(self) -> list[Any]:
+        """What separates the buckets."""
+        return [*self._bounds_s, *self._pairs]
 
     @property
     def number(self) -> int:
@@ -217,6 +243,8 @@ def _batch(items: Iterable[Item], batch_size: int | None, cfg: SourceConfig) -> 
             constraint.reset()
             constraint.add(item.cut)
         batch.append(item)
+        if len(batch) == 1 and constraint.exceeded():
+            _too_long.say(item.cut, cfg)
         if constraint.close_to_exceeding():  # one more as long as the longest wouldn't fit
             yield batch
             batch = []

@@ -5,6 +5,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,9 +15,11 @@ from lhotse.cut import Cut
 from lhotse.lazy import count_newlines_fast
 from lhotse.serialization import decode_json_line, deserialize_item, open_best
 from lhotse.shar import LazySharIterator
+from lhotse.shar.utils import to_shar_placeholder
+from lhotse.utils import fastcopy
 
-from s2s_data.errors import DataError
-from s2s_data.shard_data import is_seekable, read_field
+from s2s_data.errors import DataError, UnreadableCutError
+from s2s_data.shard_data import Member, find_member, is_seekable, read_member
 
 CUTS = "cuts"
 RECORDING = "recording"
@@ -59,35 +62,61 @@ class Shard:
     @property
     def is_seekable(self) -> bool:
         """Whether the data of any cut can be read without reading what comes before."""
-        return all(is_seekable(path) for field, path in self.paths.items() if field != CUTS)
+        return all(is_seekable(path) for _, path in self._tars())
 
     def rows(self, start: int = 0) -> Iterator[tuple[int, Cut]]:
         """Yield the manifest's cuts from number ``start`` on with their numbers, without data.
 
-        Raises :class:`DataError` if the manifest is missing or broken.
+        What lies in tars is a placeholder. Raises :class:`DataError` if the manifest is missing or broken.
         """
         path = self.paths[CUTS]
+        lines_of = {field: other for field, other in self.paths.items() if field != CUTS and _is_jsonl(other)}
         try:
-            with open_best(path, "r") as lines:
-                for number, line in enumerate(lines):
-                    if number >= start:
-                        cut = deserialize_item(decode_json_line(line))
-                        cut.shard_origin = path
-                        yield number, cut
+            with ExitStack() as files:
+                lines = files.enter_context(open_best(path, "r"))
+                others = [files.enter_context(open_best(other, "r")) for other in lines_of.values()]
+                for number, (line, *items) in enumerate(zip(lines, *others, strict=False)):
+                    if number < start:
+                        continue
+                    cut = deserialize_item(decode_json_line(line))
+                    for field, item in zip(lines_of, items, strict=True):
+                        if (value := decode_json_line(item).get(field)) is not None:
+                            setattr(cut, field, value)
+                    cut.shard_origin = path
+                    self._add_placeholders(cut, number)
+                    yield number, cut
         except _READ_ERRORS as error:
-            raise self._unreadable(error, [CUTS]) from error
+            raise self._unreadable(error, [CUTS, *lines_of]) from error
 
-    def attach(self, cut: Cut, number: int, skip_fields: Sequence[str] = ()) -> Cut:
-        """Attach the data of cut ``number`` to it, in memory. The shard is seekable.
+    def find(self, cut_id: str, number: int, skip_fields: Sequence[str] = ()) -> Mapping[str, Member]:
+        """Return where the data of cut ``number`` lies, by field. The shard is seekable.
 
-        Raises :class:`UnreadableCutError` if there is none, or that of another cut.
+        Raises :class:`UnreadableCutError` if a tar is broken or has another cut there.
         """
-        for field, path in self.paths.items():
-            if field != CUTS and field not in skip_fields:
-                item = read_field(path, number, cut.id)
-                if item is not None:
-                    setattr(cut, field, item)
-        return cut
+        found = {f: find_member(path, number, cut_id) for f, path in self._tars() if f not in skip_fields}
+        return {field: member for field, member in found.items() if member is not None}
+
+    def attach(self, cut: Cut, members: Mapping[str, Member]) -> Cut:
+        """Return a copy of ``cut`` with its data, in memory.
+
+        Raises :class:`UnreadableCutError` if it can't be read.
+        """
+        loaded: Cut = fastcopy(cut, custom=dict(cut.custom or {}))  # the plan's own cut stays light
+        for field, member in members.items():
+            setattr(loaded, field, read_member(self.paths[field], member, cut.id))
+        return loaded
+
+    def _tars(self) -> Iterator[tuple[str, str]]:
+        return ((field, path) for field, path in self.paths.items() if field != CUTS and not _is_jsonl(path))
+
+    def _add_placeholders(self, cut: Cut, number: int) -> None:
+        """Give a cut the fields that were added beside its manifest: lhotse finds them in the tars alone."""
+        for field, path in self._tars():
+            if field in (RECORDING, "features") or cut.has_custom(field) or not is_seekable(path):
+                continue
+            with suppress(UnreadableCutError):  # loading says so
+                if (member := find_member(path, number, cut.id)) is not None:
+                    setattr(cut, field, to_shar_placeholder(read_member(path, member, cut.id)))
 
     def cuts(self, skip_fields: Sequence[str] = (), *, metadata_only: bool = False) -> Iterator[Cut]:
         """Yield the cuts in the order of the shard.
@@ -150,6 +179,10 @@ def find_shards(shar_path: str | Mapping[str, Any], where: str) -> list[Shard]:
             f"{counts}: was it copied in full?"
         )
     return [Shard(dict(zip(files, paths, strict=True))) for paths in zip(*files.values(), strict=True)]
+
+
+def _is_jsonl(path: str) -> bool:
+    return ".jsonl" in Path(path).suffixes
 
 
 def folders(pattern: str, where: str) -> list[str]:

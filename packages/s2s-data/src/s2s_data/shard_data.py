@@ -16,7 +16,7 @@ from lhotse.shar.utils import fill_shar_placeholder
 
 from s2s_data.errors import UnreadableCutError
 
-MAX_OPEN_FILES = 128
+MAX_OPEN_FILES = 256
 MAX_INDEXED_TARS = 512
 
 
@@ -35,30 +35,41 @@ def is_seekable(path: str) -> bool:
     return path.endswith(".tar") and os.path.isfile(path)
 
 
-def read_field(path: str, index: int, cut_id: str) -> Any:
-    """Return cut number ``index``'s lhotse manifest in the tar ``path``, its data attached in memory.
+def find_member(path: str, index: int, cut_id: str) -> Member | None:
+    """Return where cut number ``index`` lies in the tar ``path``; None if it has no such field.
 
-    None if the cut has no such field. Raises :class:`UnreadableCutError` if the tar is broken or has another cut there.
+    Raises :class:`UnreadableCutError` if the tar is broken or has another cut there.
     """
     try:
         members = _members(path)
-        if index >= len(members):
-            raise UnreadableCutError(f"cut {cut_id}: {path} ends after {len(members)} cuts: it isn't complete")
-        member = members[index]
-        name = Path(member.path)
-        if str(name.parent / name.stem) != cut_id:
-            raise UnreadableCutError(f"cut {cut_id}: {path} has {name} in its place: it is of another Shar")
-        if name.suffix == ".nodata":
-            return None
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise _unreadable(cut_id, path, error) from error
+    if index >= len(members):
+        raise UnreadableCutError(f"cut {cut_id}: {path} ends after {len(members)} cuts: it isn't complete")
+    name = Path(members[index].path)
+    if str(name.parent / name.stem) != cut_id:
+        raise UnreadableCutError(f"cut {cut_id}: {path} has {name} in its place: it is of another Shar")
+    return None if name.suffix == ".nodata" else members[index]
+
+
+def read_member(path: str, member: Member, cut_id: str) -> Any:
+    """Return a member's lhotse manifest, its data attached in memory.
+
+    Raises :class:`UnreadableCutError` if it can't be read.
+    """
+    try:
         file = _open(path)
         manifest = _read(file, member.manifest_start, member.num_manifest_bytes)
         item = deserialize_item(decode_json_line(manifest.decode("utf-8")))
-        fill_shar_placeholder(item, data=_read(file, member.data_start, member.num_data_bytes), tarpath=name)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, tarfile.TarError) as error:
-        if isinstance(error, UnreadableCutError):
-            raise
-        raise UnreadableCutError(f"cut {cut_id}: can't read {path}: {type(error).__name__}: {error}") from error
+        data = _read(file, member.data_start, member.num_data_bytes)
+        fill_shar_placeholder(item, data=data, tarpath=member.path)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise _unreadable(cut_id, path, error) from error
     return item
+
+
+def _unreadable(cut_id: str, path: str, error: Exception) -> UnreadableCutError:
+    return UnreadableCutError(f"cut {cut_id}: can't read {path}: {type(error).__name__}: {error}")
 
 
 @lru_cache(maxsize=MAX_INDEXED_TARS)

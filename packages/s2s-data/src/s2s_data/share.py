@@ -46,6 +46,8 @@ class Split:
         """Tell whether ``share`` has a part of leftover shard number ``shard``."""
         start, total = sum(self.weights[:shard]), sum(self.weights)
         end = start + self.weights[shard]
+        if total == 0:  # empty shards
+            return False
         return start * share.count // total <= share.index <= (end * share.count - 1) // total
 
     def has(self, share: Share, shard: int, cut: int, num_cuts: int) -> bool:

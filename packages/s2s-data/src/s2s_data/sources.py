@@ -4,17 +4,18 @@ A source is read shard by shard. Iterating leaves no state behind: the same call
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
+from pathlib import PurePath
 from typing import Any, NamedTuple, Protocol
 
 from lhotse import CutSet
 from lhotse.cut import Cut
 
 from s2s_data.errors import DataError, UnreadableCutError
-from s2s_data.shar import TARGET_AUDIO, TARGET_CODES, Shard
+from s2s_data.shar import CUTS, TARGET_AUDIO, TARGET_CODES, Shard
 from s2s_data.share import WHOLE, Share, Split
 
 # Changes a cut, or drops it (None). It is called with the cut's metadata when batches are planned and with the
@@ -39,6 +40,14 @@ class Source(Protocol):
     @property
     def has_codes(self) -> bool:
         """Whether the agent's audio is stored as codes."""
+
+    @property
+    def can_seek(self) -> bool:
+        """Whether going on in the middle of a shard is cheap."""
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What the order of the data hangs on: the names of its files, wherever they lie."""
 
     def num_cuts(self, at_least: int | None = None) -> int:
         """Count the cuts, or so many shards that there are ``at_least`` as many; reads manifests only."""
@@ -91,6 +100,16 @@ class SharSource:
         """Whether the agent's audio is stored as codes."""
         return TARGET_CODES in self.shards[0].paths
 
+    @cached_property
+    def can_seek(self) -> bool:
+        """Whether going on in the middle of a shard is cheap."""
+        return self.shards[0].is_seekable
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What the order of the data hangs on: the names of its files, wherever they lie."""
+        return tuple(PurePath(shard.paths[CUTS]).name for shard in self.shards)
+
     def check(self) -> None:
         """Raise :class:`DataError` if the agent's channel is missing as a whole."""
         fields = self.shards[0].paths
@@ -130,7 +149,7 @@ class SharSource:
         rows = stored.rows(start) if is_seekable else islice(enumerate(stored.cuts(skipped)), start, None)
         for number, cut in rows:
             if is_ours(number):
-                load = partial(stored.attach, cut, number, skipped) if is_seekable else partial(_same, cut)
+                load = _loader(stored, cut, number, skipped) if is_seekable else partial(_same, cut)
                 if (ref := _ref(cut, load, self.tags, self.convert)) is not None:
                     yield number, ref
 
@@ -177,6 +196,16 @@ class ManifestSource:
         """A manifest is one shard."""
         return 1
 
+    @property
+    def can_seek(self) -> bool:
+        """A manifest is read from its start up to the place."""
+        return False
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What the order of the data hangs on: the manifest's name, wherever it lies."""
+        return (PurePath(self.path).name,)
+
     @cached_property
     def has_codes(self) -> bool:
         """Whether the agent's audio is stored as codes, judged by the first cut."""
@@ -220,6 +249,14 @@ class ManifestSource:
 
     def _first(self) -> list[Cut]:
         return list(islice(self.metadata(), 1))
+
+
+def _loader(shard: Shard, cut: Cut, number: int, skip_fields: Sequence[str]) -> Callable[[], Cut]:
+    """Look up where a cut's data lies now, while its shard is read, so that loading needs no index."""
+    try:
+        return partial(shard.attach, cut, shard.find(cut.id, number, skip_fields))
+    except UnreadableCutError as error:
+        return partial(_fail, error)
 
 
 def _same(cut: Cut) -> Cut:

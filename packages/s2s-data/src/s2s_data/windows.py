@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Says why a cut is left out ("longer than max_duration"); None takes it.
 Filter = Callable[[Cut], str | None]
+Lost = Callable[[DataError, int], None]
 
 
 class Cursor(NamedTuple):
@@ -34,6 +35,30 @@ class Cursor(NamedTuple):
     epoch: int = 0  # finished passes
     shard: int = 0  # place in this pass's order of shards
     cut: int = 0  # number of the next cut in that shard
+
+
+class LeftOut:
+    """Counts what a filter leaves out of a source, by reason, and says so at 1, 10, 100, … of them."""
+
+    def __init__(self, where: str, reject: Filter, *, says: bool) -> None:
+        self.where = where
+        self.reject = reject
+        self.says = says
+        self.num_read = 0
+        self.reasons: Counter[str] = Counter()
+
+    def takes(self, cut: Cut) -> bool:
+        """Tell whether a cut is taken, and count it."""
+        self.num_read += 1
+        reason = self.reject(cut)
+        if reason is None:
+            return True
+        self.reasons[reason] += 1
+        num = self.reasons.total()
+        if self.says and 10 ** (len(str(num)) - 1) == num:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+            logger.warning("%s: %d of %d dialogues left out so far: %s", self.where, num, self.num_read, reasons)
+        return False
 
 
 class SourceStream:
@@ -46,7 +71,9 @@ class SourceStream:
     seed
         Orders the shards; None keeps their order.
     reject
-        Leaves cuts out; how many is logged, by reason.
+        Leaves cuts out; stream 0 logs how many of its own, by reason.
+    lost
+        Is told of a shard that can't be read on, and how many cuts it may have had: it raises if that is too much.
     with_target_audio
         Whether the agent's audio is read where its codes are stored.
     cursor
@@ -61,18 +88,19 @@ class SourceStream:
         *,
         seed: int | None,
         reject: Filter,
+        lost: Lost,
         with_target_audio: bool,
         cursor: Cursor = Cursor(),  # noqa: B008  a tuple
     ) -> None:
         self.source = source
         self.share = share
         self.seed = seed
-        self.reject = reject
+        self.lost = lost
         self.with_target_audio = with_target_audio
         self.cursor = cursor
+        self._left_out = LeftOut(source.where, reject, says=share.index == 0)
         self._refs: Iterator[CutRef] | None = None
-        self._left_out: Counter[str] = Counter()
-        self._num_read = 0
+        self._most_in_a_shard = 1
 
     def take(self, num_cuts: int) -> list[CutRef]:
         """Read on. Raises :class:`DataError` if the share has nothing."""
@@ -81,8 +109,9 @@ class SourceStream:
         return [next(self._refs) for _ in range(num_cuts)]
 
     def close(self) -> None:
-        """Close the manifest; the next :meth:`take` goes on from the cursor."""
-        self._refs = None
+        """Close the manifest, and read up to the cursor again at the next :meth:`take`; not where that fetches data."""
+        if self.source.can_seek:
+            self._refs = None
 
     def _read_on(self) -> Iterator[CutRef]:
         for epoch in count(self.cursor.epoch):
@@ -91,7 +120,7 @@ class SourceStream:
             for place in range(self.cursor.shard, len(order)):
                 for number, ref in self._refs_of(order[place]):
                     self.cursor = Cursor(epoch, place, number + 1)
-                    if self._takes(ref.cut):
+                    if self._left_out.takes(ref.cut):
                         found = True
                         yield ref
                 self.cursor = Cursor(epoch, place + 1, 0)
@@ -100,32 +129,14 @@ class SourceStream:
                 raise nothing_left(self.source, self.share)
 
     def _refs_of(self, shard: int) -> Iterator[tuple[int, CutRef]]:
-        """Read a shard; what is left of one that turns out broken is skipped, and said to be."""
-        start = self.cursor.cut
-        refs = self.source.refs(self.share, shard, start, with_target_audio=self.with_target_audio)
+        """Read a shard; what is left of one that turns out broken is skipped."""
+        refs = self.source.refs(self.share, shard, self.cursor.cut, with_target_audio=self.with_target_audio)
         try:
-            yield from refs
+            for number, ref in refs:
+                self._most_in_a_shard = max(self._most_in_a_shard, number + 1)
+                yield number, ref
         except DataError as error:
-            logger.warning("%s: the rest of a shard is skipped: %s", self.source.where, error)
-
-    def _takes(self, cut: Cut) -> bool:
-        self._num_read += 1
-        reason = self.reject(cut)
-        if reason is None:
-            return True
-        self._left_out[reason] += 1
-        num = self._left_out.total()
-        if self.share.index == 0 and 10 ** (len(str(num)) - 1) == num:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self._left_out.most_common())
-            logger.warning(
-                "%s: %d of %d dialogues left out so far (in stream 0 of %d): %s",
-                self.source.where,
-                num,
-                self._num_read,
-                self.share.count,
-                reasons,
-            )
-        return False
+            self.lost(error, max(1, self._most_in_a_shard - self.cursor.cut))
 
 
 class WindowPosition(NamedTuple):
