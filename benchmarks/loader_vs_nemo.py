@@ -17,11 +17,12 @@ def main() -> None:
     parser.add_argument("--dialogues", type=int, default=200, help="dialogues of 30 to 60 s in the Shar")
     parser.add_argument("--rounds", type=int, default=5, help="times that each loader is measured")
     parser.add_argument("--batches", type=int, default=12, help="batches of about 200 s in each measurement")
+    parser.add_argument("--format", choices=["flac", "wav"], default="flac", help="of the audio in the Shar")
     parser.add_argument("--num-workers", type=int, nargs="+", default=[0, 2])
     args = parser.parse_args()
     logging.disable(logging.INFO)  # NeMo announces each loader
     with tempfile.TemporaryDirectory() as folder:
-        shar = write_duplex_shar(Path(folder) / "shar", args.dialogues)
+        shar = write_duplex_shar(Path(folder) / "shar", args.dialogues, audio_format=args.format)
         for num_workers in args.num_workers:
             print(table(measure(shar, num_workers, args.rounds, args.batches), num_workers))
 

@@ -23,14 +23,14 @@ MIN_S, MAX_S = 30.0, 60.0
 NOISE_FLOOR = 0.0005  # -66 dB of full scale: a quiet room, where the demo's speech has digital silence
 
 
-def write_duplex_shar(folder: Path, num_dialogues: int, *, shard_size: int = 20) -> str:
-    """Write two-channel dialogues of 30 to 60 s, as FLAC and as codes of 12.5 frames a second.
+def write_duplex_shar(folder: Path, num_dialogues: int, *, shard_size: int = 20, audio_format: str = "flac") -> str:
+    """Write two-channel dialogues of 30 to 60 s, as audio and as codes of 12.5 frames a second.
 
     They are the demo's spoken dialogues, one after the other, with the noise of a quiet room: FLAC takes as long to
     decode as what it holds is complex.
     """
     folder.mkdir(parents=True)
-    fields = {"recording": "flac", "target_audio": "flac", "target_codes": "numpy"}
+    fields = {"recording": audio_format, "target_audio": audio_format, "target_codes": "numpy"}
     CutSet(_dialogues(num_dialogues)).to_shar(folder, fields=fields, shard_size=shard_size, verbose=False)
     return str(folder)
 

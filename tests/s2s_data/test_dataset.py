@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from lhotse import CutSet, MultiCut, Recording
+from lhotse import CutSet, MonoCut, MultiCut, Recording
 
 from s2s_data import DataError, DuplexDataset, Turn, read_blend
+from s2s_data.audio import load_audio
 from tests.s2s_data.builders import NUM_CODEBOOKS, WordTokenizer, dialogue, recording, write_shar
 
 TOKENIZER = WordTokenizer()
@@ -107,6 +108,19 @@ def test_channels_of_different_duration_are_an_error_past_two_frames() -> None:
     assert not batch["target_audio"][0, 33075:].any()
     with pytest.raises(DataError, match=r"cut far: its target_audio has 1.20 s but the cut 1.60 s"):
         DuplexDataset(TOKENIZER)[[dialogue("far", 1.6, target_duration_s=1.2)]]
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_flac_is_decoded_as_lhotse_does(subtype: str, channels: int) -> None:
+    noise = np.random.default_rng(0).uniform(-0.9, 0.9, (16000, channels))
+    flac = io.BytesIO()
+    soundfile.write(flac, noise, 16000, format="FLAC", subtype=subtype)
+    flac_recording = Recording.from_bytes(flac.getvalue(), "noise")
+    cut = MonoCut("cut", 0, 1.0, channels - 1, recording=flac_recording)
+    assert np.array_equal(load_audio(cut, "recording", 16000), cut.load_audio()[0])
+    part = MonoCut("part", 0.25, 0.5, channels - 1, recording=flac_recording)
+    assert np.array_equal(load_audio(part, "recording", 16000), part.load_audio()[0])
 
 
 def test_unreadable_audio_names_the_cut() -> None:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Sequence
 
+import miniaudio
 import numpy as np
 import numpy.typing as npt
 import soundfile
@@ -20,6 +21,7 @@ FloatArray = npt.NDArray[np.float32]
 
 # A recording may be this much shorter than its cut: codecs and resampling round to frames of their own.
 MAX_MISSING_S = 0.16
+_INT16_SCALE = np.float32(1 / 32768)
 
 
 def place_of(cut: Cut) -> str:
@@ -136,7 +138,7 @@ def _load(cut: Cut, field: str, sample_rate_hz: int, offset_s: float, out: Float
 
 
 def _decode(recording: Recording, start_s: float, duration_s: float, out: FloatArray | None) -> FloatArray | None:
-    """Decode with libsndfile, [C, S], a single channel into ``out``; None where it doesn't know the format.
+    """Decode with dr_flac or libsndfile, [C, S], a single channel into ``out``; None where neither knows the format.
 
     lhotse ends up at libsndfile too, after looking for each of its other backends, at every read: that takes as
     long as decoding a few seconds.
@@ -144,14 +146,20 @@ def _decode(recording: Recording, start_s: float, duration_s: float, out: FloatA
     source = recording.sources[0]
     if source.type not in ("memory", "file"):
         return None
-    rate_hz = recording.sampling_rate
+    num_samples = compute_num_samples(duration_s, recording.sampling_rate)
+    is_flac = source.type == "memory" and source.source[:4] == b"fLaC"
+    if (
+        is_flac
+        and start_s == 0
+        and (samples_CS := _decode_flac(source.source, recording, num_samples, out)) is not None
+    ):
+        return samples_CS
     try:
         with soundfile.SoundFile(io.BytesIO(source.source) if source.type == "memory" else source.source) as file:
-            if file.samplerate != rate_hz:
+            if file.samplerate != recording.sampling_rate:
                 return None
-            if start := compute_num_samples(start_s, rate_hz):
+            if start := compute_num_samples(start_s, recording.sampling_rate):
                 file.seek(start)
-            num_samples = compute_num_samples(duration_s, rate_hz)
             if file.channels == 1 and out is not None and len(out) >= num_samples:
                 mono_S: FloatArray = file.read(num_samples, dtype="float32", out=out[:num_samples])
                 return mono_S[None]
@@ -159,6 +167,24 @@ def _decode(recording: Recording, start_s: float, duration_s: float, out: FloatA
     except soundfile.LibsndfileError:
         return None
     return samples.T
+
+
+def _decode_flac(data: bytes, recording: Recording, num_samples: int, out: FloatArray | None) -> FloatArray | None:
+    """Decode a whole 16 bit FLAC: dr_flac takes half of libsndfile's time, and gives the same samples."""
+    try:
+        if miniaudio.flac_get_info(data).sample_format != miniaudio.SampleFormat.SIGNED16:
+            return None
+        decoded = miniaudio.flac_read_s16(data)
+    except miniaudio.MiniaudioError:
+        return None  # libsndfile's message is the better one
+    if decoded.sample_rate != recording.sampling_rate:
+        return None
+    samples_SC = np.frombuffer(decoded.samples, dtype=np.int16).reshape(-1, decoded.nchannels)[:num_samples]
+    if decoded.nchannels == 1 and out is not None and len(out) >= len(samples_SC):
+        mono_S = out[: len(samples_SC)]
+        np.multiply(samples_SC[:, 0], _INT16_SCALE, out=mono_S)
+        return mono_S[None]
+    return np.multiply(samples_SC.T, _INT16_SCALE)
 
 
 def _mean(samples: FloatArray) -> FloatArray:

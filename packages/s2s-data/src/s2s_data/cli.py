@@ -10,13 +10,20 @@ from s2s_data.errors import DataError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 where training would suffer, 2 for what can't be done."""
+    """Run a command and return its exit code.
+
+    It is 0, or 1 where training would suffer, 2 for what can't be done, and 130 after Ctrl-C.
+    """
     args = build_parser().parse_args(argv)
     try:
         return int(args.run(args))
     except (DataError, ImportError, OSError) as error:
         print(f"s2s-data: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        goes_on = ": the same command goes on where it was" if getattr(args, "goes_on", False) else ""
+        print(f"s2s-data: stopped{goes_on}", file=sys.stderr)
+        return 130
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,9 +17,11 @@ from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
 import torch
+from lhotse.array import TemporalArray
 from lhotse.cut import Cut
 from lhotse.lazy import LazyJsonlIterator
 from lhotse.shar import SharWriter
+from lhotse.shar.utils import to_shar_placeholder
 from lhotse.shar.writers.cut import JsonlShardWriter
 from torch import Tensor
 
@@ -27,6 +29,7 @@ from s2s_data.audio import FloatArray, load_audio, pad_rows, place_of
 from s2s_data.errors import DataError, UnreadableCutError, unknown_name
 from s2s_data.shar import CUTS, TARGET_AUDIO, TARGET_CODES, Shard, find_shards
 from s2s_data.stored_codes import FINGERPRINT
+from s2s_data.wording import counted
 
 ON_ERROR = ("skip", "stop")
 
@@ -103,11 +106,11 @@ class EncodeSummary:
         speed = self.audio_s / self.wall_s if self.wall_s else 0.0
         kept = f", {self.num_shards_kept} were encoded before" if self.num_shards_kept else ""
         lines = [
-            f"encoded {self.num_dialogues} dialogues, {self.audio_s / 3600:.2f} h, in {self.num_shards} shards{kept}; "
-            f"{self.wall_s:.0f} s, {speed:.0f} audio-seconds a second"
+            f"encoded {counted(self.num_dialogues, 'dialogue')}, {self.audio_s / 3600:.2f} h, in "
+            f"{counted(self.num_shards, 'shard')}{kept}; {self.wall_s:.0f} s, {speed:.0f} audio-seconds a second"
         ]
         if self.unreadable:
-            lines.append(f"{len(self.unreadable)} dialogues can't be read and have no codes")
+            lines.append(f"{counted(len(self.unreadable), 'dialogue')} can't be read and got no codes")
         return lines
 
 
@@ -217,7 +220,7 @@ def encode_shards(
         num_before = summary.num_dialogues
         _encode_shard(job, codec, options, reporter, summary)
         summary.num_shards += 1
-        reporter.say(f"{job.codes}: {summary.num_dialogues - num_before} dialogues")
+        reporter.say(f"{job.codes}: {counted(summary.num_dialogues - num_before, 'dialogue')}")
     summary.wall_s = perf_counter() - started
     return summary
 
@@ -242,7 +245,7 @@ def _is_done(job: EncodeJob, fingerprint: str, overwrite: bool) -> bool:
     found = {cut.get("custom", {}).get(FINGERPRINT) for cut in LazyJsonlIterator(job.manifest)}
     if found == {fingerprint}:
         return True
-    if overwrite:
+    if overwrite or not found:
         return False
     (other, *_) = found - {fingerprint}
     made_by = f"the codec {other}" if other else "a codec that isn't named"
@@ -261,11 +264,12 @@ def _encode_shard(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     skipped = [name for name in job.shard.paths if name not in (CUTS, TARGET_AUDIO)]
-    _write_codes(unfinished, job, _encoded(job.shard.cuts(skipped), codec, options, reporter, summary), codec)
+    encoded = _encoded(job.shard.cuts(skipped), codec, options, reporter, summary)
+    placeholders = _write_codes(unfinished, job, encoded, codec)
     if not (unfinished / job.codes.name).exists():
         raise DataError(f"{job.shard.paths[CUTS]} has no dialogue to encode: take the shard out")
     _link_others(job, unfinished)
-    _write_manifest(Path(job.shard.paths[CUTS]), unfinished / job.manifest.name, codec.fingerprint)
+    _write_manifest(Path(job.shard.paths[CUTS]), unfinished / job.manifest.name, codec.fingerprint, placeholders)
     job.codes.unlink(missing_ok=True)  # those of another codec, which the new manifest must not name as ours
     (unfinished / job.manifest.name).replace(job.manifest)
     (unfinished / job.codes.name).replace(job.codes)
@@ -274,7 +278,11 @@ def _encode_shard(
         unfinished.parent.rmdir()
 
 
-def _write_codes(folder: Path, job: EncodeJob, encoded: Iterable[tuple[Cut, Tensor | None]], codec: AudioCodec) -> None:
+def _write_codes(
+    folder: Path, job: EncodeJob, encoded: Iterable[tuple[Cut, Tensor | None]], codec: AudioCodec
+) -> list[TemporalArray | None]:
+    """Write the codes and return what stands for them in each cut of the manifest, None where there are none."""
+    placeholders: list[TemporalArray | None] = []
     writer = SharWriter(
         str(folder),
         fields={TARGET_CODES: "numpy"},
@@ -285,11 +293,17 @@ def _write_codes(folder: Path, job: EncodeJob, encoded: Iterable[tuple[Cut, Tens
     )
     with writer:
         for cut, codes_TK in encoded:
-            if codes_TK is not None:
-                cut = cut.attach_tensor(  # noqa: PLW2901
+            if codes_TK is None:
+                (cut.custom or {}).pop(TARGET_CODES, None)  # what stands for other codes
+                writer.write(cut)
+                placeholders.append(None)
+            else:
+                coded = cut.attach_tensor(
                     TARGET_CODES, codes_TK.int().numpy(), frame_shift=1 / codec.frame_rate, temporal_dim=0
                 )
-            writer.write(cut)
+                writer.write(coded)
+                placeholders.append(to_shar_placeholder(getattr(coded, TARGET_CODES)))
+    return placeholders
 
 
 def _encoded(
@@ -374,7 +388,11 @@ def _link_others(job: EncodeJob, unfinished: Path) -> None:
             copied.replace(target)
 
 
-def _write_manifest(old: Path, new: Path, fingerprint: str) -> None:
+def _write_manifest(old: Path, new: Path, fingerprint: str, placeholders: Sequence[TemporalArray | None]) -> None:
     with JsonlShardWriter(str(new), shard_size=None) as writer:
-        for cut in LazyJsonlIterator(old):
-            writer.write({**cut, "custom": {**cut.get("custom", {}), FINGERPRINT: fingerprint}})
+        for cut, placeholder in zip(LazyJsonlIterator(old), placeholders, strict=True):
+            custom = {**cut.get("custom", {}), FINGERPRINT: fingerprint}
+            custom.pop(TARGET_CODES, None)  # what stands for other codes
+            if placeholder is not None:
+                custom[TARGET_CODES] = placeholder.to_dict()
+            writer.write({**cut, "custom": custom})

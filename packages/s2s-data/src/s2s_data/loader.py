@@ -14,12 +14,13 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
 from lhotse.cut import Cut
 from omegaconf import DictConfig
-from torch import distributed
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from s2s_data.augment.chain import build_augmentations
@@ -61,6 +62,9 @@ _ORDER_KEYS = (
     "bucket_buffer_size",
     "num_cuts_for_bins_estimate",
 )
+
+# Larger tensors go from a worker to the main process in shared memory.
+MAX_PIPED_BYTES = 64 * 1024
 
 # Two tokenizers that agree on this count tokens alike.
 _PROBE = "It's 12 o'clock: what, when and where?"
@@ -162,7 +166,7 @@ def validation_dataloaders(
 class _Loaded(NamedTuple):
     """A batch, and where its worker stands behind it."""
 
-    batch: DuplexBatch
+    batch: dict[str, Any]
     worker: int
     position: WorkerPosition
 
@@ -212,7 +216,7 @@ class TrainStream(IterableDataset[_Loaded]):
             if num_skipped > MAX_SKIPPED:
                 raise DataError(f"data.train_ds: none of {num_skipped} dialogues in a row can be loaded: see above why")
             if batch is not None:
-                yield _Loaded(batch, worker, position)
+                yield _Loaded(_for_transport(batch), worker, position)
 
     def planned(self, worker: int) -> Iterator[tuple[list[CutRef], WorkerPosition]]:
         """Yield a worker's batches, of which only the metadata has been read, and its position behind each."""
@@ -313,7 +317,7 @@ class TrainLoader:
                 workers[item.worker] = item.position
                 following = (item.worker + 1) % len(workers)
                 self.position = replace(self.position, workers=tuple(workers), next_worker=following)
-                yield item.batch
+                yield _from_transport(item.batch)
         finally:
             self._is_iterated = False
             # Left to the garbage collector, a worker that is in the middle of a batch holds the process up for 5 s.
@@ -455,6 +459,20 @@ def _worker_args(cfg: SourceConfig) -> dict[str, Any]:
         "pin_memory": cfg.pin_memory and torch.cuda.is_available(),
         "collate_fn": _as_it_is,
     }
+
+
+def _for_transport(batch: DuplexBatch) -> dict[str, Any]:
+    """Make arrays of a worker's small tensors: a tensor takes a file in shared memory, an array bytes in a pipe."""
+    if get_worker_info() is None:
+        return dict(batch)
+    is_small = {key: isinstance(x, Tensor) and x.nbytes < MAX_PIPED_BYTES for key, x in batch.items()}
+    return {key: cast(Tensor, x).numpy() if is_small[key] else x for key, x in batch.items()}
+
+
+def _from_transport(batch: dict[str, Any]) -> DuplexBatch:
+    """Undo :func:`_for_transport`."""
+    tensors = {key: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for key, x in batch.items()}
+    return cast(DuplexBatch, tensors)
 
 
 def _as_it_is(item: T) -> T:
