@@ -123,7 +123,7 @@ def test_clean_corpus_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_warnings_alone_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shar = str(write(tmp_path / "shar", [make("loud", amplitude=4.0)]))
     assert main(["check", shar]) == 0
-    assert capsys.readouterr().out.endswith("1 cuts, 0 errors, 1 warnings\n")
+    assert capsys.readouterr().out.endswith("1 cut, 0 errors, 1 warning\n")
 
 
 def test_other_roles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

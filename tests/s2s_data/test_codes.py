@@ -1,5 +1,6 @@
 """Encoding Shars and blends: `encode_shar`, `encode_blend` and `s2s-data encode`."""
 
+import gzip
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from s2s_data.array_rank import rank_and_world_size
 from s2s_data.cli import main
 from s2s_data.coded_blend import encode_blend
 from s2s_data.codes import EncodeOptions, Reporter
+from s2s_data.shar import find_shards
 from tests.s2s_data.builders import WordTokenizer, config, dialogue, dialogues, write_shar
 
 TOKENIZER = WordTokenizer()
@@ -73,6 +75,18 @@ def test_encoded_shar_trains_without_audio(tmp_path: Path) -> None:
     assert "target_audio" not in next(iter(train_dataloader(train, TOKENIZER, codec_fingerprint="loudness-1")))
     with pytest.raises(DataError, match="loudness-1, but the model's codec is loudness-2"):
         next(iter(train_dataloader(train, TOKENIZER, codec_fingerprint="loudness-2")))
+
+
+@pytest.mark.parametrize("out", ["raw", "coded"])
+def test_manifest_tells_of_the_codes(tmp_path: Path, out: str) -> None:
+    raw = write_shar(tmp_path / "raw", dialogues("d", 5), shard_size=3)
+    encode_shar(raw, tmp_path / out, LoudnessCodec())
+    shards = find_shards(str(tmp_path / out), "here")
+    planned = [cut for shard in shards for cut in shard.cuts(metadata_only=True)]
+    assert all(cut.has_custom("target_codes") for cut in planned)
+    stored = [cut.load_target_codes().shape for cut in cuts_of(tmp_path / out)]
+    assert [tuple(cut.target_codes.shape) for cut in planned] == stored
+    assert all(cut.target_codes.array.storage_type == "shar" for cut in planned)
 
 
 def test_encoding_in_place_keeps_the_rest(tmp_path: Path) -> None:
@@ -163,6 +177,29 @@ def test_unreadable_audio_stops_or_is_left_without_codes(tmp_path: Path) -> None
     assert len([line for line in said if "cut middle" in line]) == 1
     assert (summary.num_dialogues, len(summary.unreadable)) == (2, 1)
     assert [cut.has_custom("target_codes") for cut in cuts_of(tmp_path / "coded")] == [True, False, True]
+    (shard,) = find_shards(str(tmp_path / "coded"), "here")
+    assert [cut.has_custom("target_codes") for cut in shard.cuts(metadata_only=True)] == [True, False, True]
+
+
+def test_unreadable_audio_loses_the_codes_of_another_codec(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    write_shar(raw, [dialogue("good"), dialogue("middle")])
+    encode_shar(raw, raw, LoudnessCodec())
+    tar = raw / "target_audio.000000.tar"
+    data = tar.read_bytes()
+    at = data.index(b"RIFF", data.index(b"middle"))
+    tar.write_bytes(data[:at] + b"JUNK" + data[at + 4 :])
+    encode_shar(raw, raw, LoudnessCodec("loudness-2"), EncodeOptions(overwrite=True, on_error="skip"))
+    assert [cut.has_custom("target_codes") for cut in cuts_of(raw)] == [True, False]
+
+
+def test_empty_manifest_is_an_error(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    write_shar(raw, [dialogue("a")])
+    encode_shar(raw, raw, LoudnessCodec())
+    (raw / "cuts.000000.jsonl.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(DataError, match="has no dialogue to encode: take the shard out"):
+        encode_shar(raw, raw, LoudnessCodec())
 
 
 def test_nothing_to_encode_names_the_cut(tmp_path: Path) -> None:

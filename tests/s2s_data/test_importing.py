@@ -65,7 +65,7 @@ def test_moshi_layout_becomes_dialogues(tmp_path: Path, capsys: pytest.CaptureFi
     rows = [{"path": "stereo/b.wav", "duration": 4.0}, {"path": "stereo/a.wav", "duration": 3.0}]
     jsonl = write_rows(tmp_path / "data" / "mine.jsonl", *rows)
     assert main(["import-stereo", str(jsonl), str(tmp_path / "shar")]) == 0
-    assert "2 dialogues, 0.00 h, 2 turns of the user and 4 of the agent, 1 shards" in capsys.readouterr().out
+    assert "2 dialogues, 0.00 h, 2 turns of the user and 4 of the agent, 1 shard\n" in capsys.readouterr().out
     longer, cut = read(tmp_path / "shar")
     assert (longer.id, cut.id, longer.duration, cut.duration) == ("stereo__b", "stereo__a", 4.0, 3.0)
     assert turns_of(cut) == [
@@ -103,6 +103,29 @@ def test_words_further_apart_than_the_gap_are_two_turns(tmp_path: Path) -> None:
     assert turns_of(cut)[1:] == [("agent", 1.0, 2.6, "It is Four.")]
 
 
+@pytest.mark.parametrize("interrupted", ["SPEAKER_MAIN", "SPEAKER_OTHER"])
+def test_pause_in_which_the_other_side_starts_ends_a_turn(tmp_path: Path, interrupted: str) -> None:
+    other = {"SPEAKER_MAIN": "SPEAKER_OTHER", "SPEAKER_OTHER": "SPEAKER_MAIN"}[interrupted]
+    words = [
+        ["What time is it?", [0.4, 3.2], interrupted],
+        ["It will", [3.52, 4.08], other],
+        ["And", [3.84, 4.0], interrupted],
+        ["six?", [4.04, 5.36], interrupted],
+        ["mm", [4.02, 4.2], other],  # no pause: words follow each other within a frame
+    ]
+    write_stereo(tmp_path / "in", "a", {"alignments": [words[0], *words[2:4], words[1]]}, duration_s=6.0)
+    write_stereo(tmp_path / "in", "b", {"alignments": [*words[2:4], words[4]]}, duration_s=6.0)
+    import_stereo(tmp_path / "in", tmp_path / "out")
+    asks, answers = ("agent", "user") if interrupted == "SPEAKER_MAIN" else ("user", "agent")
+    paused, hummed = read(tmp_path / "out")
+    assert turns_of(paused) == [
+        (asks, 0.4, 3.2, "What time is it?"),
+        (answers, 3.52, 4.08, "It will"),
+        (asks, 3.84, 5.36, "And six?"),
+    ]
+    assert turns_of(hummed) == [(asks, 3.84, 5.36, "And six?"), (answers, 4.02, 4.2, "mm")]
+
+
 def test_loud_parts_are_turns_where_only_the_agent_is_transcribed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +138,11 @@ def test_loud_parts_are_turns_where_only_the_agent_is_transcribed(
     assert "1 of them have no turn of the user: transcribe the user's channel too" in capsys.readouterr().out
     assert main(["import-stereo", str(tmp_path / "in"), str(tmp_path / "found"), "--find-user-turns"]) == 0
     assert turns_of(read(tmp_path / "found")[0])[0] == ("user", 0.4, 1.6, "")
+    audio[round(0.96 * RATE_HZ) : round(1.2 * RATE_HZ), 1] = 0  # the agent starts at 1.0 s
+    soundfile.write(path, audio, RATE_HZ)
+    import_stereo(tmp_path / "in", tmp_path / "split", ImportOptions(find_user_turns=True))
+    users = [turn for turn in turns_of(read(tmp_path / "split")[0]) if turn[0] == "user"]
+    assert users == [("user", 0.4, 0.96, ""), ("user", 1.2, 1.6, "")]
 
 
 def broken(folder: Path) -> dict[str, str]:
@@ -164,10 +192,56 @@ def test_bad_files_are_named_once_and_counted(tmp_path: Path, capsys: pytest.Cap
         (line,) = [line for line in lines if f"{tmp_path / 'in' / name}: " in line]
         assert what in line
     assert len(lines) == len(said)
-    assert "1 dialogues" in captured.out
+    assert "1 dialogue," in captured.out
     assert "skipped 14 of 15: " in captured.out
     assert "2 mono audio" in captured.out
     assert [cut.id for cut in read(tmp_path / "out")] == ["fine"]
+
+
+def test_only_the_first_of_many_bad_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "abcde":
+        write_stereo(tmp_path / "in", name).with_suffix(".json").unlink()
+    write_stereo(tmp_path / "in", "z")
+    assert main(["import-stereo", str(tmp_path / "in"), str(tmp_path / "out"), "--on-error", "skip"]) == 0
+    *named, rest = capsys.readouterr().err.splitlines()
+    assert [f"{name}.wav" in line for name, line in zip("abc", named, strict=True)] == [True] * 3
+    assert rest == f"and 2 more: no transcript; all in {tmp_path / 'out'}.import/*.json"
+
+
+def test_messages_have_the_path_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_stereo(tmp_path / "in", "a").with_suffix(".json").unlink()
+    write_rows(tmp_path / "m.jsonl", {"path": "in/a.wav"})
+    monkeypatch.chdir(tmp_path)
+    for source in ("in", "m.jsonl"):
+        with pytest.raises(DataError, match=r"^in/a.wav: has no transcript"):
+            import_stereo(source, f"out-{source}")
+    with pytest.raises(DataError, match=r"^in/../in/a.wav: has no transcript"):
+        import_stereo("in/../in", "out-dots")
+
+
+def test_mended_files_are_imported_by_the_same_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "abcdef":
+        write_stereo(tmp_path / "in", name)
+    transcripts = {name: (tmp_path / "in" / f"{name}.json").read_text() for name in "bcd"}
+    for name in "bcd":
+        (tmp_path / "in" / f"{name}.json").unlink()
+    out = tmp_path / "out"
+    args = ["import-stereo", str(tmp_path / "in"), str(out), "--shard-size", "2", "--on-error", "skip"]
+    assert main(args) == 0
+    assert "once they are mended, the same command imports them too" in capsys.readouterr().out
+    (tmp_path / "in" / "b.json").write_text(transcripts["b"])
+    untouched = {path: path.stat().st_mtime_ns for number in (1, 2) for path in out.glob(f"*.00000{number}.*")}
+    assert main(args) == 0
+    assert "2 of them from an earlier run\nskipped 2 of 6: 2 no transcript" in capsys.readouterr().out
+    assert [cut.id for cut in read(out)] == ["a", "b", "e", "f"]
+    assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
+    assert main([*args[:-2], "--on-error", "stop"]) == 2
+    assert "c.wav: has no transcript" in capsys.readouterr().err
+    for name in "cd":
+        (tmp_path / "in" / f"{name}.json").write_text(transcripts[name])
+    assert main(args) == 0
+    assert "skipped" not in capsys.readouterr().out
+    assert [cut.id for cut in read(out)] == list("abcdef")
 
 
 def test_a_bad_file_stops_the_import_unless_told_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -361,6 +435,25 @@ def test_unknown_field_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureF
     assert "unknown 'user_adio': did you mean 'user_audio'?" in capsys.readouterr().err
     assert main(["import-manifest", str(manifest), str(tmp_path / "out"), "--field", "user_audio"]) == 2
     assert "must be NAME=KEY" in capsys.readouterr().err
+    assert main(["import-manifest", str(manifest), str(tmp_path / "out"), "--field", "turns=supervisionz"]) == 2
+    assert "no row has 'supervisionz' (--field turns=supervisionz); the first has id" in capsys.readouterr().err
+    assert main(["import-manifest", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert f"{tmp_path}: is a folder: name the jsonl manifest in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("turn", "kind"),
+    [
+        ({"speaker": "user", "end": 1.0, "text": "x"}, "incomplete turn"),
+        ({"speaker": "user", "start": "0", "end": 1.0, "text": "x"}, "time that is no number"),
+        ("x", "unknown layout"),
+    ],
+)
+def test_summary_names_what_is_wrong_with_a_turn(tmp_path: Path, turn: Any, kind: str) -> None:
+    write_sides(tmp_path)
+    row = {"user_audio": "u.wav", "agent_audio": "a.wav", "turns": [turn]}
+    summary = import_manifest(write_rows(tmp_path / "m.jsonl", row), tmp_path / "out", ImportOptions(on_error="skip"))
+    assert [skipped.kind for skipped in summary.skipped] == [kind]
 
 
 def test_imported_shar_is_checked_clean_and_trains(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from s2s_data import DataError
 from s2s_data.cli import main
 from s2s_data.roles import Roles
 from s2s_data.show import find_cut, view_cut
@@ -60,6 +61,13 @@ def test_no_such_cut(shar: str, which: list[str], named: str, capsys: pytest.Cap
     err = capsys.readouterr().err
     assert f"there is no {named}" in err
     assert "among its 6 cuts" in err
+
+
+@pytest.mark.parametrize("name", ["a.wav", "in/a.wav", "in__b", "n__a"])
+def test_a_near_id_is_named(tmp_path: Path, name: str) -> None:
+    shar = str(write(tmp_path / "shar", [make("in__a"), make("other")]))
+    with pytest.raises(DataError, match=r"among its 2 cuts: did you mean 'in__a'\?"):
+        find_cut(shar, cut_id=name)
 
 
 def test_words_that_dont_fit_are_counted() -> None:

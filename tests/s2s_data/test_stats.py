@@ -87,6 +87,19 @@ def test_buckets_hold_equally_much_audio() -> None:
     assert min(held_s) > 0.8 * max(held_s)
 
 
+@pytest.mark.parametrize(("num_dialogues", "most_bins"), [(39, 0), (100, 4), (1000, 29)])
+def test_little_data_has_few_buckets(num_dialogues: int, most_bins: int) -> None:
+    draw = random.Random(1)
+    cuts = [without_audio(f"d{number}", draw.uniform(3, 12), []) for number in range(num_dialogues)]
+    bins_s = stats_of(cuts).bucket_duration_bins
+    assert max(1, most_bins) // 2 <= len(bins_s) <= most_bins
+
+
+def test_no_bound_is_at_the_longest_duration() -> None:
+    cuts = [without_audio(f"d{number}", 2.0 if number < 20 else 8.0, []) for number in range(100)]
+    assert all(bound_s < 8.0 for bound_s in stats_of(cuts).bucket_duration_bins)
+
+
 def test_command_prints_numbers_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shars = [str(write(tmp_path / name, [make(f"{name}-{number}") for number in range(3)])) for name in "ab"]
     blend = tmp_path / "blend.yaml"

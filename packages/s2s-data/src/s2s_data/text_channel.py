@@ -50,7 +50,7 @@ def build_text_channel(turns: Sequence[Turn], grid: FrameGrid, tokenizer: TextTo
     needs more frames is cut there and counted. A turn of no frame is left out (its text is counted too). A
     turn that the dialogue's end or the next turn interrupts has no EOS.
     """
-    tokens_T = torch.full((grid.num_frames,), tokenizer.pad_id, dtype=torch.int64)
+    tokens = [tokenizer.pad_id] * grid.num_frames  # a list: a tensor's slices cost more than all the rest here
     num_dropped = 0
     spans = sorted((grid.frame_at(turn.start_s), grid.frame_at(turn.end_s), turn.text) for turn in turns)
     next_starts = [*(start for start, _, _ in spans), grid.num_frames][1:]
@@ -62,10 +62,10 @@ def build_text_channel(turns: Sequence[Turn], grid: FrameGrid, tokenizer: TextTo
         if min(end, limit) <= start:
             continue
         ids = [tokenizer.bos_id, *ids[:room]]
-        tokens_T[start : start + len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        tokens[start : start + len(ids)] = ids
         if end < limit:
-            tokens_T[end] = tokenizer.eos_id
-    return TextChannel(tokens_T, num_dropped)
+            tokens[end] = tokenizer.eos_id
+    return TextChannel(torch.tensor(tokens, dtype=torch.int64), num_dropped)
 
 
 class TextFitLog:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from s2s_model.nemo_file import load_nemo
+from s2s_model.nemo_file import hush_nemo, load_nemo
 
 
 class AudioCodec(Protocol):
@@ -122,20 +122,20 @@ class NemoCodec:
         return self._model
 
 
-def load_codec(name_or_path: str) -> AudioCodec:
-    """Load NeMo's codec from a `.nemo` file or, by name, from NeMo's registry.
+def load_codec(name_or_path: str, *, key: str = "codec") -> AudioCodec:
+    """Load NeMo's codec from a `.nemo` file or, by name, from NeMo's registry; `key` is what errors begin with.
 
     Raises:
         FileNotFoundError: the path doesn't exist.
         ValueError: the file can't be read as an `AudioCodecModel`.
     """
+    hush_nemo()
     from nemo.collections.tts.models import AudioCodecModel
 
     previous = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)  # under bf16-true Lightning makes bf16 the default while it builds
     try:
-        key, kind = "model.pretrained_audio_codec", "AudioCodecModel"
-        return NemoCodec(load_nemo(AudioCodecModel, name_or_path, key=key, kind=kind))
+        return NemoCodec(load_nemo(AudioCodecModel, name_or_path, key=key, kind="AudioCodecModel"))
     finally:
         torch.set_default_dtype(previous)
 

@@ -81,7 +81,7 @@ class DuplexS2SModel(LightningModule):
             bos_token=self.cfg.text_bos_token,
             eos_token=self.cfg.text_eos_token,
         )
-        self.audio_codec = load_codec(self.cfg.pretrained_audio_codec)
+        self.audio_codec = load_codec(self.cfg.pretrained_audio_codec, key="model.pretrained_audio_codec")
         _check_codec_rate(self.audio_codec.frame_rate, frame_length_s)
         self.speech = SpeechTokens(self.audio_codec.codebook_size)
         self.llm = load_llm(self.cfg.pretrained_llm, pretrained_weights=self.cfg.pretrained_weights)

@@ -1,7 +1,18 @@
 """Loading a NeMo model by name or from a `.nemo` file, with errors that name the config key."""
 
+import logging
 from pathlib import Path
 from typing import Any
+
+
+def hush_nemo() -> None:
+    """Keep NeMo's and its OneLogger's start-up chatter off the screen; errors stay. Call it before NeMo is imported."""
+    logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)
+    logging.getLogger("nemo_logger").addFilter(_is_error)  # NeMo sets the level itself when it is imported
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def load_nemo(model_class: Any, name_or_path: str, *, key: str, kind: str) -> Any:
@@ -15,7 +26,8 @@ def load_nemo(model_class: Any, name_or_path: str, *, key: str, kind: str) -> An
         if not name_or_path.endswith(".nemo"):
             return model_class.from_pretrained(name_or_path, map_location="cpu")
         if not Path(name_or_path).is_file():
-            raise FileNotFoundError(f"{key}: no file {name_or_path}")
+            where = "" if Path(name_or_path).is_absolute() else f" (in {Path.cwd()})"
+            raise FileNotFoundError(f"{key}: no file {name_or_path}{where}: check the path")
         return model_class.restore_from(name_or_path, map_location="cpu")
     except FileNotFoundError:
         raise

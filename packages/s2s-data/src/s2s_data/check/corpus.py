@@ -1,5 +1,6 @@
 """Reading all of the data, in one process or several."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -78,5 +79,6 @@ def _findings(parts: Sequence[Part], settings: Settings, num_workers: int) -> It
     if num_workers == 0:
         yield from map(check, parts)
         return
-    with ProcessPoolExecutor(num_workers) as pool:
+    # Ctrl-C reaches every process, and should print no traceback
+    with ProcessPoolExecutor(num_workers, None, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:
         yield from pool.map(check, parts)

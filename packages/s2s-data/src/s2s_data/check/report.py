@@ -7,6 +7,7 @@ from tabulate import tabulate
 
 from s2s_data.check.corpus import Report
 from s2s_data.check.kinds import ERROR, KINDS, WARNING, Problem
+from s2s_data.wording import counted
 
 
 def by_kind(problems: Sequence[Problem]) -> dict[str, list[Problem]]:
@@ -75,7 +76,8 @@ def _table(grouped: dict[str, list[Problem]]) -> str:
 
 
 def _sums(report: Report) -> str:
-    return f"{report.num_cuts} cuts, {num_of(report, ERROR)} errors, {num_of(report, WARNING)} warnings"
+    nouns = {"cut": report.num_cuts, "error": num_of(report, ERROR), "warning": num_of(report, WARNING)}
+    return ", ".join(counted(number, noun) for noun, number in nouns.items())
 
 
 def _cut_ids(problems: Sequence[Problem]) -> list[str]:

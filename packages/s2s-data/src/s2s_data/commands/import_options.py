@@ -14,10 +14,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--agent-channel", choices=["left", "right"], default="left", help="the agent's, of two channels (left)"
     )
     parser.add_argument(
-        "--agent-speakers", nargs="+", metavar="NAME", help="who is the agent in transcripts (SPEAKER_MAIN, agent, ...)"
+        "--agent-speakers",
+        nargs="+",
+        metavar="NAME",
+        help="who is the agent in transcripts, instead of SPEAKER_MAIN, agent, Agent, assistant and Assistant",
     )
     parser.add_argument(
-        "--user-speakers", nargs="+", metavar="NAME", help="who is the user in transcripts (SPEAKER_OTHER, user, ...)"
+        "--user-speakers",
+        nargs="+",
+        metavar="NAME",
+        help="who is the user in transcripts, instead of SPEAKER_OTHER, user and User",
     )
     parser.add_argument("--agent-role", default="agent", metavar="NAME", help="the agent's name in the Shar (agent)")
     parser.add_argument("--user-role", default="user", metavar="NAME", help="the user's name in the Shar (user)")
@@ -34,8 +40,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=["skip", "stop"],
         default="stop",
-        help="at a dialogue that can't be used; skip names each once and counts them (stop)",
+        help="at a dialogue that can't be used; skip names the first of each kind and counts them (stop)",
     )
+    parser.set_defaults(goes_on=True)
 
 
 def of(args: argparse.Namespace, **more: Any) -> "ImportOptions":

@@ -12,8 +12,10 @@ from s2s_data.errors import DataError
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ("file:line", row) of a jsonl file, which may be gzipped; empty lines are passed over.
 
-    Raises :class:`DataError` if the file is missing or has no row, and at a line that is no JSON object.
+    Raises :class:`DataError` if the file is missing, is a folder or has no row, and at a line that is no JSON object.
     """
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder: name the jsonl manifest in it")
     if not path.is_file():
         raise DataError(f"{path.absolute()}: no such file or folder: check the path (and where you run from)")
     num_rows = 0

@@ -1,7 +1,7 @@
 """Importing jsonl manifests: a dialogue a line, or a question and its answer a line."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,8 @@ def import_manifest(
     Raises
     ------
     DataError
-        If the manifest can't be read, or as :func:`~s2s_data.importing.shards.write_dialogues` does.
+        If the manifest can't be read, no row has one of the ``fields``, or as
+        :func:`~s2s_data.importing.shards.write_dialogues` does.
 
     """
     if agent_channel not in CHANNELS:
@@ -112,6 +113,7 @@ def import_manifest(
         dialogue_id = _get(row, names["id"])
         default_id = f"{path.name.partition('.')[0]}-{number:06d}"
         items.append(Item(default_id if dialogue_id is None else str(dialogue_id), where, row))
+    _check_fields(items, fields or {}, path)
     start(len(items))
     reader = ManifestReader(options, names, spacing, CHANNELS.index(agent_channel), str(path.parent))
     plan = {
@@ -204,6 +206,14 @@ class ManifestReader:
         raise DialogueError(
             "wrong row", f"{item.name}: {self.fields[field]} must be a number of seconds, but is {value!r}"
         )
+
+
+def _check_fields(items: Sequence[Item], fields: Mapping[str, str], path: Path) -> None:
+    for field, name in fields.items():
+        if all(_get(item.row, name) is None for item in items):
+            raise DataError(
+                f"{path}: no row has {name!r} (--field {field}={name}); the first has {', '.join(items[0].row)}"
+            )
 
 
 def _get(row: Any, name: str) -> Any:

@@ -1,13 +1,16 @@
 """Writing dialogues into a Shar, shard by shard, so that a run that was stopped can go on.
 
 Beside the Shar ``x`` lies the folder ``x.import`` (in the Shar itself lhotse would take it for a field). A shard is
-written into its ``unfinished/`` and renamed into place; then its report is written, which marks it as done.
+written into its ``unfinished/`` and renamed into place; then its report is written, which marks it as done. A shard
+in which dialogues were skipped is written anew once one of them reads otherwise.
 """
 
 import hashlib
 import io
 import json
 import shutil
+import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -35,6 +38,8 @@ _PLAN = "plan.json"
 # These change how an import runs, not what it writes.
 _RUN_OPTIONS = ("on_error", "workers")
 
+_TOLD_OF_A_KIND = 3
+
 
 def write_dialogues(
     items: Sequence[Item],
@@ -55,7 +60,8 @@ def write_dialogues(
     read
         Reads one.
     out_dir
-        The Shar. Shards that it has already, of the same items and options, are left as they are.
+        The Shar. Shards that it has already, of the same items and options, are left as they are, unless an
+        item that was skipped can be used by now.
     options
         How to write.
     plan
@@ -63,7 +69,7 @@ def write_dialogues(
     progress
         Is told how many items were finished.
     say
-        Is told of each item that is skipped, once.
+        Is told of the first three items of a kind that are skipped, and at the end how many more there are.
 
     Returns
     -------
@@ -85,16 +91,37 @@ def write_dialogues(
     ]
     done = {task.number: report for task in tasks if (report := task.finished()) is not None}
     progress(sum(len(task.items) for task in tasks if task.number in done))
-    reports = dict(done)
-    for number, report in _run([task for task in tasks if task.number not in done], options.workers, progress, say):
+    reports, teller = dict(done), _Teller(say)
+    todo = [task for task in tasks if task.number not in done]
+    for number, report in _run(todo, options.workers, progress, teller.tell):
         reports[number] = report
+    teller.tell_of_more(f"{work_dir(out_dir)}/*.json")
     shutil.rmtree(work_dir(out_dir) / UNFINISHED, ignore_errors=True)
     return ImportSummary(str(out_dir), [reports[task.number] for task in tasks], num_shards_kept=len(done))
 
 
 def work_dir(out_dir: Path) -> Path:
     """Return the folder beside the Shar ``out_dir`` in which an import keeps its reports."""
-    return out_dir.absolute().with_name(f"{out_dir.absolute().name}.import")
+    named = out_dir if out_dir.name else out_dir.absolute()  # "." has no name
+    return named.with_name(f"{named.name}.import")
+
+
+class _Teller:
+    """Says what was skipped, without filling the screen."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._counts: Counter[str] = Counter()
+
+    def tell(self, skipped: Skipped) -> None:
+        self._counts[skipped.kind] += 1
+        if self._counts[skipped.kind] <= _TOLD_OF_A_KIND:
+            self._say(f"skipped {skipped.message}")
+
+    def tell_of_more(self, where: str) -> None:
+        for kind, count in self._counts.items():
+            if count > _TOLD_OF_A_KIND:
+                self._say(f"and {count - _TOLD_OF_A_KIND} more: {kind}; all in {where}")
 
 
 @dataclass(frozen=True)
@@ -112,34 +139,67 @@ class _Task:
         return work_dir(self.out_dir) / f"{self.number:06d}.json"
 
     def finished(self) -> ShardReport | None:
-        """Return the report of an earlier run; None if there is none, or the shard was removed since."""
+        """Return the report of an earlier run; None if the shard is to be written.
+
+        That is so if there is none, the shard was removed since, or a dialogue that was skipped reads otherwise now.
+        """
         if not self.report.exists():
             return None
         report = ShardReport.read(self.report)
         manifest = self.out_dir / f"{CUTS}.{self.number:06d}.jsonl.gz"
-        return report if manifest.exists() or report.num_dialogues == 0 else None
+        is_there = manifest.exists() or report.num_dialogues == 0
+        return report if is_there and self._skips_again(report) else None
+
+    def _skips_again(self, report: ShardReport) -> bool:
+        """Whether what was skipped is what would be: nothing is mended, and skipping is still what is asked for."""
+        messages = {skipped.name: skipped.message for skipped in report.skipped}
+        if messages and self.options.on_error == "stop":
+            return False
+        return all(self._complaint(item) == messages[item.name] for item in self.items if item.name in messages)
+
+    def _complaint(self, item: Item) -> str | None:
+        try:
+            self.read(item)
+        except DialogueError as error:
+            return str(error)
+        return None
+
+    def remove_shard(self) -> None:
+        """Remove an earlier run's shard, the manifest first: without it there is no shard."""
+        self.report.unlink(missing_ok=True)
+        for path in sorted(self.out_dir.glob(f"*.{self.number:06d}.*"), key=_is_manifest, reverse=True):
+            path.unlink()
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.name.startswith(f"{CUTS}.")
 
 
 def _run(
-    tasks: Sequence[_Task], workers: int, progress: Callable[[int], None], say: Callable[[str], None]
+    tasks: Sequence[_Task], workers: int, progress: Callable[[int], None], tell: Callable[[Skipped], None]
 ) -> Iterator[tuple[int, ShardReport]]:
     if workers == 0:
         for task in tasks:
-            yield task.number, _write_shard(task, lambda: progress(1), lambda skipped: say(_told(skipped)))
+            yield task.number, _write_shard(task, lambda: progress(1), tell)
         return
     # spawn: a fork would copy the locks of torch's threads
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
         futures = {pool.submit(_write_shard, task): task for task in tasks}
         try:
             for future in as_completed(futures):
                 task, report = futures[future], future.result()
                 for skipped in report.skipped:
-                    say(_told(skipped))
+                    tell(skipped)
                 progress(len(task.items))
                 yield task.number, report
         except BaseException:  # Ctrl-C too: the pool would write all other shards first
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process, and should print no traceback
 
 
 def _write_shard(
@@ -165,8 +225,9 @@ def _write_shard(
                 writer.write(_cut(item.dialogue_id, dialogue, task.options))
                 report.add(dialogue)
             on_item()
+    task.remove_shard()
     # the manifest last: without it there is no shard
-    for path in sorted(unfinished.iterdir(), key=lambda path: path.name.startswith(f"{CUTS}.")):
+    for path in sorted(unfinished.iterdir(), key=_is_manifest):
         path.replace(task.out_dir / path.name)
     unfinished.rmdir()
     report.write(task.report)
@@ -242,7 +303,3 @@ def _digest(items: Sequence[Item]) -> str:
     for item in items:
         digest.update(json.dumps([item.dialogue_id, item.row], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _told(skipped: Skipped) -> str:
-    return f"skipped {skipped.message}"

@@ -62,10 +62,11 @@ def import_stereo(
     if agent_channel not in CHANNELS:
         raise DataError(f"agent_channel is {agent_channel!r}, but must be left or right")
     source, options = Path(source), options or ImportOptions()
+    root = source if source.is_dir() else source.parent
     items = _of_folder(source) if source.is_dir() else _of_jsonl(source)
     start(len(items))
     plan = {"command": "import-stereo", "source": str(source.absolute()), "agent_channel": agent_channel}
-    reader = StereoReader(options, CHANNELS.index(agent_channel))
+    reader = StereoReader(options, CHANNELS.index(agent_channel), str(root))
     return write_dialogues(items, reader, Path(out_dir), options, plan=plan, progress=progress, say=say)
 
 
@@ -75,10 +76,11 @@ class StereoReader:
 
     options: ImportOptions
     agent_channel: int  # 0 is left
+    root: str
 
     def __call__(self, item: Item) -> RecordedDialogue:
         """Read one dialogue; raises :class:`DialogueError`."""
-        path = Path(item.row["path"])
+        path = Path(self.root) / item.row["path"]
         user, agent = read_stereo(path, self.agent_channel)
         stated_s = item.row.get("duration")
         if stated_s is not None and abs(stated_s - user.duration_s) > MAX_DURATION_DIFFERENCE_S:
@@ -89,7 +91,7 @@ class StereoReader:
         transcript = path.with_suffix(".json")
         turns = parse_transcript(_load_json(transcript, path), self.options, str(transcript))
         if self.options.find_user_turns and not any(turn.role == USER for turn in turns):
-            turns += loud_turns(user, USER, self.options.max_gap_s)
+            turns += loud_turns(user, USER, self.options.max_gap_s, turns)
         return RecordedDialogue(user, agent, fit_turns(turns, user.duration_s, str(transcript)))
 
 
@@ -106,7 +108,7 @@ def _of_folder(folder: Path) -> list[Item]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
     if not paths:
         raise DataError(f"{folder.absolute()} holds no audio ({', '.join(AUDIO_SUFFIXES)}): check the path")
-    return [_item(path, folder, {}) for path in paths]
+    return [_item(str(path.relative_to(folder)), folder, {}) for path in paths]
 
 
 def _of_jsonl(path: Path) -> list[Item]:
@@ -117,11 +119,12 @@ def _of_jsonl(path: Path) -> list[Item]:
             raise DataError(f"{where}: has no 'path' of an audio file; it has {', '.join(row)}")
         if duration_s is not None and not isinstance(duration_s, int | float):
             raise DataError(f"{where}: its duration must be a number of seconds, but is {duration_s!r}")
-        items.append(_item(path.parent / name, path.parent, {"duration": duration_s}))
+        items.append(_item(name, path.parent, {"duration": duration_s}))
     return items
 
 
-def _item(path: Path, root: Path, row: dict[str, float | None]) -> Item:
+def _item(name: str, root: Path, row: dict[str, float | None]) -> Item:
+    path = root / name
     inside = path.relative_to(root) if path.is_relative_to(root) else path
     dialogue_id = "__".join(part for part in inside.with_suffix("").parts if part != inside.anchor)
-    return Item(dialogue_id, str(path), {"path": str(path.absolute()), **row})
+    return Item(dialogue_id, str(path), {"path": name, **row})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from s2s_data.importing.recorded import DialogueError, RecordedDialogue
 from s2s_data.roles import AGENT, USER
+from s2s_data.wording import counted
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ class ImportSummary:
         """Return the summary for a reader."""
         kept = f", {self.num_shards_kept} of them from an earlier run" if self.num_shards_kept else ""
         lines = [
-            f"{self.out_dir}: {self.num_dialogues} dialogues, {self.audio_s / 3600:.2f} h, "
-            f"{self.num_user_turns} turns of the user and {self.num_agent_turns} of the agent, "
-            f"{len(self.reports)} shards{kept}"
+            f"{self.out_dir}: {counted(self.num_dialogues, 'dialogue')}, {self.audio_s / 3600:.2f} h, "
+            f"{counted(self.num_user_turns, 'turn')} of the user and {self.num_agent_turns} of the agent, "
+            f"{counted(len(self.reports), 'shard')}{kept}"
         ]
         if without := sum(report.num_without_user for report in self.reports):
             lines.append(
@@ -105,4 +106,5 @@ class ImportSummary:
         if kinds := Counter(skipped.kind for skipped in self.skipped):
             counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
             lines.append(f"skipped {kinds.total()} of {self.num_dialogues + kinds.total()}: {counts}")
+            lines.append("once they are mended, the same command imports them too")
         return lines

@@ -1,5 +1,6 @@
 """From transcripts to turns: words with times (moshi-finetune's layout), or turns as they are."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ MAX_BEYOND_S = 0.16
 LOUD_RMS = 10 ** (-45 / 20)  # of full scale 1.0
 _LOUDNESS_FRAME_S = 0.08
 _MIN_LOUD_S = 0.24
+
+# Between words that are closer than a frame no turn ends, whoever starts to speak there.
+_MIN_PAUSE_S = 0.08
 
 
 class _Word(NamedTuple):
@@ -51,31 +55,31 @@ def parse_transcript(data: Any, options: ImportOptions, where: str) -> list[Turn
         words = [
             _word(entry, options, f"{where}: word {i}") for i, entry in enumerate(_entries(data, "alignments", where))
         ]
-        turns = [turn for role in (USER, AGENT) for turn in _group(words, role, options.max_gap_s, where)]
+        turns = [turn for role in (USER, AGENT) for turn in _turns_of(words, role, options.max_gap_s, where)]
     elif isinstance(data, Mapping) and "turns" in data:
         turns = [
             parse_turn(entry, options, f"{where}: turn {i}") for i, entry in enumerate(_entries(data, "turns", where))
         ]
     else:
         has = f"has {', '.join(map(str, data))}" if isinstance(data, Mapping) else f"is a {type(data).__name__}"
-        raise DialogueError("unknown transcript", f"{where}: must have 'alignments' or 'turns', but {has}")
+        raise DialogueError("unknown layout", f"{where}: must have 'alignments' or 'turns', but {has}")
     return sorted(turns, key=lambda turn: turn.start_s)
 
 
 def parse_turn(entry: Any, options: ImportOptions, where: str) -> Turn:
     """Return one turn of ``{"speaker", "start", "end" or "duration", "text"}``; raises :class:`DialogueError`."""
     if not isinstance(entry, Mapping):
-        raise DialogueError("unknown transcript", f"{where} must be a mapping, but is {entry!r}")
+        raise DialogueError("unknown layout", f"{where} must be a mapping, but is {entry!r}")
     for key in ("speaker", "start", "text"):
         if key not in entry:
-            raise DialogueError("unknown transcript", f"{where} has no {key!r}: it has {', '.join(map(str, entry))}")
+            raise DialogueError("incomplete turn", f"{where} has no {key!r}: it has {', '.join(map(str, entry))}")
     start_s = _seconds(entry["start"], f"{where}: start")
     if "end" in entry:
         duration_s = _seconds(entry["end"], f"{where}: end") - start_s
     elif "duration" in entry:
         duration_s = _seconds(entry["duration"], f"{where}: duration")
     else:
-        raise DialogueError("unknown transcript", f"{where} has neither 'end' nor 'duration'")
+        raise DialogueError("incomplete turn", f"{where} has neither 'end' nor 'duration'")
     return Turn(_role(entry["speaker"], options, where), start_s, duration_s, clean_text(str(entry["text"] or "")))
 
 
@@ -107,10 +111,11 @@ def fit_turns(turns: Iterable[Turn], duration_s: float, where: str) -> tuple[Tur
     return tuple(sorted(fitted, key=lambda turn: turn.start_s))
 
 
-def loud_turns(channel: Channel, role: str, max_gap_s: float) -> list[Turn]:
+def loud_turns(channel: Channel, role: str, max_gap_s: float, others: Iterable[Turn] = ()) -> list[Turn]:
     """Return the parts of a channel above -45 dB of full scale as turns without text.
 
-    They last 0.24 s at least; those that are no more than ``max_gap_s`` apart are one.
+    They last 0.24 s at least; those that are no more than ``max_gap_s`` apart are one, unless one of the turns of
+    ``others`` starts between them.
     """
     size = round(_LOUDNESS_FRAME_S * channel.rate_hz)
     whole = len(channel.samples_S) // size * size
@@ -119,13 +124,14 @@ def loud_turns(channel: Channel, role: str, max_gap_s: float) -> list[Turn]:
         _Word(role, i * size / channel.rate_hz, (i + 1) * size / channel.rate_hz, "")
         for i in np.flatnonzero(rms_T > LOUD_RMS).tolist()
     ]
-    return [turn for turn in _group(words, role, max_gap_s, "") if turn.duration_s >= _MIN_LOUD_S]
+    starts_s = sorted(turn.start_s for turn in others)
+    return [turn for turn in _group(words, starts_s, max_gap_s) if turn.duration_s >= _MIN_LOUD_S]
 
 
 def _entries(data: Mapping[str, Any], key: str, where: str) -> Sequence[Any]:
     entries = data[key]
     if not isinstance(entries, list):
-        raise DialogueError("unknown transcript", f"{where}: {key!r} must be a list, but is {entries!r}")
+        raise DialogueError("unknown layout", f"{where}: {key!r} must be a list, but is {entries!r}")
     return entries
 
 
@@ -134,15 +140,15 @@ def _word(entry: Any, options: ImportOptions, where: str) -> _Word:
         text, (start, end), speaker = entry
     except (TypeError, ValueError) as error:
         raise DialogueError(
-            "unknown transcript", f"{where} must be [word, [start, end], speaker], but is {entry!r}"
+            "unknown layout", f"{where} must be [word, [start, end], speaker], but is {entry!r}"
         ) from error
     start_s, end_s = _seconds(start, f"{where}: start"), _seconds(end, f"{where}: end")
     if end_s < start_s:
-        raise DialogueError("times that can't be", f"{where}, {text!r}, ends at {end_s:.2f} s before its start")
+        raise DialogueError("end before start", f"{where}, {text!r}, ends at {end_s:.2f} s before its start")
     return _Word(_role(speaker, options, where), start_s, end_s, str(text).strip())
 
 
-def _group(words: Iterable[_Word], role: str, max_gap_s: float, where: str) -> list[Turn]:
+def _turns_of(words: Sequence[_Word], role: str, max_gap_s: float, where: str) -> list[Turn]:
     side = sorted((word for word in words if word.role == role), key=lambda word: word.start_s)
     for word, following in pairwise(side):
         if word.end_s - following.start_s > MAX_OVERLAP_S:
@@ -151,14 +157,25 @@ def _group(words: Iterable[_Word], role: str, max_gap_s: float, where: str) -> l
                 f"{where}: the {role}'s words {word.text!r} at {word.start_s:.2f}-{word.end_s:.2f} s and "
                 f"{following.text!r} at {following.start_s:.2f} s overlap: align the file anew",
             )
+    return _group(side, sorted(word.start_s for word in words if word.role != role), max_gap_s)
+
+
+def _group(side: Iterable[_Word], other_starts_s: Sequence[float], max_gap_s: float) -> list[Turn]:
+    """Join one side's words, in their order, to turns; a turn ends where the other side starts in a pause."""
     groups: list[list[_Word]] = []
     for word in side:
-        # 1e-6: the bounds of touching frames differ by rounding
-        if groups and word.start_s - groups[-1][-1].end_s <= max_gap_s + 1e-6:
+        if groups and _goes_on(groups[-1][-1].end_s, word.start_s, other_starts_s, max_gap_s):
             groups[-1].append(word)
         else:
             groups.append([word])
     return [_joined(group) for group in groups]
+
+
+def _goes_on(end_s: float, start_s: float, other_starts_s: Sequence[float], max_gap_s: float) -> bool:
+    if start_s - end_s > max_gap_s + 1e-6:  # the bounds of touching frames differ by rounding
+        return False
+    answered = bisect_left(other_starts_s, end_s) < bisect_left(other_starts_s, start_s)
+    return not answered or start_s - end_s < _MIN_PAUSE_S
 
 
 def _joined(words: Sequence[_Word]) -> Turn:
@@ -175,13 +192,14 @@ def _role(speaker: Any, options: ImportOptions, where: str) -> str:
     raise DialogueError(
         "unknown speaker",
         f"{where} has the speaker {speaker!r}, who is neither of the agent's {list(options.agent_speakers)} nor of "
-        f"the user's {list(options.user_speakers)}: put the name into one of the two",
+        f"the user's {list(options.user_speakers)}: name it with --agent-speakers or --user-speakers, which replace "
+        "these lists",
     )
 
 
 def _seconds(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise DialogueError("times that can't be", f"{where} must be a number of seconds, but is {value!r}")
+        raise DialogueError("time that is no number", f"{where} must be a number of seconds, but is {value!r}")
     return float(value)
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ from s2s_data.inputs import find_parts
 from s2s_data.roles import AGENT, USER, Roles
 from s2s_data.shar import RECORDING, TARGET_AUDIO
 from s2s_data.text_channel import FrameGrid, build_text_channel
+from s2s_data.wording import counted
 from s2s_data.words import WordTokenizer
 
 
@@ -46,13 +49,22 @@ def find_cut(data: str, *, cut_id: str | None = None, index: int = 0) -> Cut:
 
     Raises :class:`DataError` if there is none, or data is missing or broken.
     """
-    num_before = 0
+    ids: list[str] = []
     for ref in chain.from_iterable(part.refs() for part in find_parts([data])):
-        if ref.cut.id == cut_id or (cut_id is None and num_before == index):
+        if ref.cut.id == cut_id or (cut_id is None and len(ids) == index):
             return ref.load()
-        num_before += 1
+        ids.append(ref.cut.id)
     wanted = f"cut {index}, counted from 0," if cut_id is None else f"cut {cut_id!r}"
-    raise DataError(f"{data}: there is no {wanted} among its {num_before} cuts")
+    near = _near(cut_id, ids) if cut_id else []
+    hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise DataError(f"{data}: there is no {wanted} among its {counted(len(ids), 'cut')}{hint}")
+
+
+def _near(name: str, ids: Sequence[str]) -> list[str]:
+    """Return up to three ids that ``name`` may stand for: their end, a file's path, or a misspelling."""
+    path = Path(name)
+    ends = (name, "__".join(path.with_suffix("").parts))
+    return [cut_id for cut_id in ids if cut_id.endswith(ends)][:3] or get_close_matches(name, ids)
 
 
 def view_cut(cut: Cut, roles: Roles, frame_length_s: float = 0.08) -> CutView:

@@ -15,6 +15,8 @@ from s2s_data.stats.measure import Measured, Side, measure
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
+DIALOGUES_A_BUCKET = 20  # with fewer, batches of a bucket are the same dialogues again and again
+
 
 @dataclass(frozen=True)
 class Quantiles:
@@ -69,7 +71,7 @@ def corpus_stats(data: str | Sequence[str], roles: Roles, *, num_buckets: int = 
     roles
         Whose supervisions are whose.
     num_buckets
-        For ``bucket_duration_bins``.
+        For ``bucket_duration_bins``; on little data they are fewer, one for each 20 dialogues.
 
     Raises
     ------
@@ -122,9 +124,10 @@ def _side(side: Side) -> SideStats:
 
 def _bins(durations_s: Sequence[float], num_buckets: int) -> list[float]:
     """Return durations between which there is as much audio in each bucket: lhotse's, as the loader has them."""
-    num_buckets = min(num_buckets, len(durations_s))
+    num_buckets = min(num_buckets, len(durations_s) // DIALOGUES_A_BUCKET)
     if num_buckets < 2:
         return []
     cuts = (MonoCut("", start=0, duration=duration_s, channel=0) for duration_s in durations_s)
     bins = estimate_duration_buckets(cuts, num_buckets)
-    return sorted({round(float(bound), 2) for bound in bins})
+    rounded = {round(float(bound), 2) for bound in bins}
+    return sorted(bound for bound in rounded if bound < max(durations_s))  # nothing is longer: an empty bucket

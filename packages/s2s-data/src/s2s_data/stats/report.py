@@ -31,7 +31,7 @@ def as_text(stats: CorpusStats) -> str:
     return "\n\n".join([
         tabulate(sums, tablefmt="plain", colalign=("left", "right", "right"), disable_numparse=True),
         tabulate(rows, headers=headers, colalign=("left", *["right"] * (len(headers) - 1)), disable_numparse=True),
-        f"bucket_duration_bins: {stats.bucket_duration_bins}",
+        f"bucket_duration_bins: {stats.bucket_duration_bins or 'none, the data is too little for buckets'}",
     ])  # fmt: skip
 
 
