@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 
-@pytest.mark.parametrize("modules", ["torch, lhotse", "s2s_data"])
+@pytest.mark.parametrize("modules", ["torch, lhotse", "s2s_data", "s2s_data.loader"])
 def test_import(benchmark: Any, modules: str) -> None:
     command = [sys.executable, "-c", f"import {modules}"]
     done = benchmark.pedantic(subprocess.run, args=(command,), kwargs={"check": True}, rounds=3, warmup_rounds=1)

@@ -150,7 +150,8 @@ def test_resume_reads_no_more_than_a_window(tmp_path: Path, monkeypatch: pytest.
         next(iter(loader))
         return len(opened)
 
-    assert shards_opened(400) <= shards_opened(4) + 1  # windows start within a shard, or between two
+    # 8 dialogues lie in 3 shards at most, and the window behind is read ahead; a replay would open 200
+    assert shards_opened(400) <= 6
 
 
 @pytest.mark.parametrize("shard_seed", ["randomized", "trng", 7])
