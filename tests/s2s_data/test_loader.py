@@ -150,8 +150,8 @@ def test_resume_reads_no_more_than_a_window(tmp_path: Path, monkeypatch: pytest.
         next(iter(loader))
         return len(opened)
 
-    # 8 dialogues lie in 3 shards at most, and the window behind is read ahead; a replay would open 200
-    assert shards_opened(400) <= 6
+    # 8 dialogues lie in 3 shards at most, another window is read ahead, and passes end; a replay would open 200
+    assert shards_opened(400) <= 10
 
 
 @pytest.mark.parametrize("shard_seed", ["randomized", "trng", 7])
