@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from s2s_parallel.checkpoint import AtomicCheckpointIO
+from s2s_train.fit import RunStopped
 from s2s_train.run_folder import RunFolder
 from tests.s2s_train.builders import metrics, run, seen, write_config
 
@@ -121,6 +122,40 @@ def test_kill_9_loses_nothing_before_the_last_checkpoint_and_repeats_nothing(fol
         state = AtomicCheckpointIO().load_checkpoint(killed.last_checkpoint)
         assert state["global_step"] == saved_steps[-1]
         assert max(line["step"] for line in metrics(killed)) > saved_steps[-1], "lines to drop"
+    assert_same_run(run(path, "parts"), uncut)
+
+
+class Signal(Callback):
+    """Sends this process a signal behind step 3."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), self.number)
+
+
+def _run_until_stopped(path: Path, callback: Callback, said: Path) -> None:
+    torch.set_num_threads(1)
+    try:
+        run(path, "parts", callbacks=[callback])
+    except RunStopped as stopped:
+        said.write_text(str(stopped))
+        os._exit(stopped.exit_code)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_with_its_exit_code_and_says_how_to_go_on(folder, corpus, number, exit_code):
+    path = write_config(folder, corpus)
+    uncut = run(path, "uncut")
+    said = folder / "said.txt"
+    process = get_context("fork").Process(target=_run_until_stopped, args=(path, Signal(number), said))
+    process.start()
+    process.join(60)
+    assert process.exitcode == exit_code
+    assert "stopped at step 3; the same command goes on from" in said.read_text()
+    assert "last.ckpt" in said.read_text()
     assert_same_run(run(path, "parts"), uncut)
 
 

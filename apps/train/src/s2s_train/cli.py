@@ -28,7 +28,8 @@ examples:
   fit my.yaml trainer.accelerator=gpu trainer.devices=-1 trainer.strategy=ddp trainer.precision=bf16-true
 
 A run folder holds config.yaml (everything, defaults too), metrics.jsonl, checkpoints/, samples/, report.html.
-Exit codes: 0 done; 2 something you can mend, said in one line; 1 a defect, with its traceback.
+Exit codes: 0 done; 2 something you can mend, said in one line; 1 a defect, with its traceback; 130 and 143 stopped by
+Ctrl-C and SIGTERM.
 """
 
 
@@ -56,13 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     hush()
     try:
-        run_fit(args.cfg, args.overrides)
+        return run_fit(args.cfg, args.overrides)
     except Exception as error:
         if args.debug or not _can_be_mended(error):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
-    return 0
 
 
 def _can_be_mended(error: Exception) -> bool:
@@ -74,11 +74,19 @@ def _can_be_mended(error: Exception) -> bool:
     return isinstance(error, mendable)
 
 
-def run_fit(path: Path, overrides: Sequence[str]) -> None:
-    """Check the config first, so that a typo is told before the slow imports (NeMo alone takes 15 s)."""
+def run_fit(path: Path, overrides: Sequence[str]) -> int:
+    """Check the config first, so that a typo is told before the slow imports (NeMo alone takes 15 s).
+
+    Returns the exit code: 0, or that of the signal which stopped the run.
+    """
     cfg = load_config(path, overrides)
     cfg.name = cfg.name or cfg.exp_manager.name or path.stem
     from s2s_train.composition import build_model, build_scorers
-    from s2s_train.fit import fit
+    from s2s_train.fit import RunStopped, fit
 
-    fit(cfg, build_model, build_scorers)
+    try:
+        fit(cfg, build_model, build_scorers)
+    except RunStopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    return 0

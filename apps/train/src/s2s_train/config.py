@@ -83,7 +83,7 @@ def _read(path: Path) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     folder = path.parent if path.parent.is_dir() else Path()
-    near = difflib.get_close_matches(path.name, [file.name for file in folder.glob("*.yaml")], n=1, cutoff=0.4)
+    near = difflib.get_close_matches(path.name, [file.name for file in folder.glob("[!.]*.yaml")], n=1)
     hint = f": did you mean {folder / near[0]}?" if near else ""
     raise FileNotFoundError(f"no config file {path}{hint}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from s2s_eval.report import write_report
 from s2s_parallel.checkpoint import AtomicCheckpointIO
@@ -26,6 +27,18 @@ ModelBuilder = Callable[[AppConfig], LightningModule]
 ScorerBuilder = Callable[[AppConfig, RunFolder], list[Callback]]
 
 LIGHTNINGS_LOG_EVERY_N_STEPS = 50
+
+# As shells have it: 128 and the signal's number.
+EXIT_SIGINT = 130
+EXIT_SIGTERM = 143
+
+
+class RunStopped(Exception):  # noqa: N818  not an error
+    """A signal ended the run before its time."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder) -> RunFolder:
@@ -49,10 +62,20 @@ def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder)
     rank_zero_only(folder.prepare)(cfg)
     model = build_model(cfg)
     _say(f"run folder {folder.path}" + (f", resuming from {checkpoint}" if checkpoint else ""))
-    _train(trainer, model, DuplexDataModule(cfg.data), checkpoint)
+    try:
+        _train(trainer, model, DuplexDataModule(cfg.data), checkpoint)
+    except SystemExit as error:  # Lightning ends Ctrl-C with exit code 1, and SIGTERM with 0, as if all were done
+        code = EXIT_SIGTERM if isinstance(error, SIGTERMException) else EXIT_SIGINT
+        raise RunStopped(_stopped(trainer, folder), code) from error
     rank_zero_only(write_report)(folder.path)
     rank_zero_only(print_summary)(folder, trainer)
     return folder
+
+
+def _stopped(trainer: Trainer, folder: RunFolder) -> str:
+    last = folder.last_checkpoint
+    start = f"from {last}, as it was last saved" if last.exists() else "at step 0, as nothing was saved yet"
+    return f"stopped at step {trainer.global_step}; the same command goes on {start}"
 
 
 def _callbacks(cfg: AppConfig, folder: RunFolder, jsonl: JsonlLogger) -> list[Callback]:
