@@ -16,6 +16,7 @@ from torch.utils.data import get_worker_info
 
 from s2s_data.errors import UnreadableCutError
 from s2s_data.shar import RECORDING
+from s2s_data.shared_memory import empty_shared
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -92,11 +93,7 @@ def empty_rows(num_samples: Sequence[int]) -> Tensor:
     What a worker decodes into it reaches the main process without another copy.
     """
     shape = (len(num_samples), max(num_samples))
-    if get_worker_info() is None:
-        return torch.empty(shape)
-    rows = torch.empty(0)
-    rows.set_(torch.UntypedStorage._new_shared(4 * shape[0] * shape[1]), 0, shape)  # type: ignore[call-overload]
-    return rows
+    return torch.empty(shape) if get_worker_info() is None else empty_shared(shape)
 
 
 def pad_rows(rows: Sequence[FloatArray], into: Tensor | None = None) -> tuple[Tensor, Tensor]:
