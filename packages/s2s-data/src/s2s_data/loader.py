@@ -106,10 +106,7 @@ def train_dataloader(
     """
     cfg = as_data_config(cfg)
     train, where = cfg.train_ds, "data.train_ds"
-    blend = _blend_of(train, where)
-    with_target_audio = train.load_target_audio or not blend.has_codes
-    dataset = _dataset(cfg, tokenizer, codec_fingerprint, with_target_audio)
-    check_roles(blend.metadata(MAX_CUTS_SEARCHED), dataset.roles, where)
+    blend, dataset = _open(cfg, train, where, tokenizer, codec_fingerprint)
     reject = CutFilter(train, dataset.count_tokens, last_bound_s(train))
     per_source = -(-train.num_cuts_for_bins_estimate // len(blend.leaves))
     sample = (cut for cut in blend.metadata(per_source) if reject(cut) is None)
@@ -129,7 +126,7 @@ def train_dataloader(
         dp_world_size=dp_world_size,
         seed=_resolve_seed(train),
     )
-    stream.check_shares(max(1, train.num_workers))
+    stream.check_shares()
     return TrainLoader(stream)
 
 
@@ -152,10 +149,7 @@ def validation_dataloaders(
     loaders = {}
     for name, set_cfg in validation_sets(cfg.validation_ds).items():
         where = f"data.validation_ds.datasets.{name}"
-        blend = _blend_of(set_cfg, where)
-        with_target_audio = set_cfg.load_target_audio or not blend.has_codes
-        dataset = _dataset(cfg, tokenizer, codec_fingerprint, with_target_audio)
-        check_roles(blend.metadata(MAX_CUTS_SEARCHED), dataset.roles, where)
+        blend, dataset = _open(cfg, set_cfg, where, tokenizer, codec_fingerprint)
         unreadable = UnreadableCuts(set_cfg.max_unreadable_share, where)
         loader = BatchLoader(dataset, unreadable, num_workers=set_cfg.num_workers)
         stream = ValidationStream(blend, set_cfg, loader, dp_rank=dp_rank, dp_world_size=dp_world_size)
@@ -236,9 +230,9 @@ class TrainStream(IterableDataset[_Loaded]):
                 yield batch, WorkerPosition(window, number)
             done = 0
 
-    def check_shares(self, num_workers: int) -> None:
+    def check_shares(self) -> None:
         """Raise :class:`DataError` if a small source has no dialogue for one of the workers."""
-        for worker in range(num_workers):
+        for worker in range(len(self.position.workers)):
             share = self._share(worker)
             for leaf in self.blend.leaves:
                 is_small = leaf.source.num_shards < share.count
@@ -415,30 +409,30 @@ def _worker() -> tuple[int, int]:
     return (0, 1) if info is None else (info.id, info.num_workers)
 
 
-def _blend_of(cfg: SourceConfig, where: str) -> Blend:
-    return parse_blend(
+def _open(
+    cfg: DataConfig, source: SourceConfig, where: str, tokenizer: TextTokenizer, codec_fingerprint: str | None
+) -> tuple[Blend, DuplexDataset]:
+    """Find the data of ``source``, and make what loads it; raises :class:`DataError` if a role matches nothing."""
+    blend = parse_blend(
         where,
-        input_cfg=cfg.input_cfg,
-        shar_path=cfg.shar_path,
-        cuts_path=cfg.cuts_path,
-        reweight_temperature=getattr(cfg, "reweight_temperature", None),
-        max_open_streams=getattr(cfg, "max_open_streams", None),
+        input_cfg=source.input_cfg,
+        shar_path=source.shar_path,
+        cuts_path=source.cuts_path,
+        reweight_temperature=getattr(source, "reweight_temperature", None),
+        max_open_streams=getattr(source, "max_open_streams", None),
     )
-
-
-def _dataset(
-    cfg: DataConfig, tokenizer: TextTokenizer, codec_fingerprint: str | None, load_target_audio: bool
-) -> DuplexDataset:
-    return DuplexDataset(
+    dataset = DuplexDataset(
         tokenizer,
         frame_length=cfg.frame_length,
         source_sample_rate=cfg.source_sample_rate,
         target_sample_rate=cfg.target_sample_rate,
         input_roles=cfg.input_roles,
         output_roles=cfg.output_roles,
-        load_target_audio=load_target_audio,
+        load_target_audio=source.load_target_audio or not blend.has_codes,
         codec_fingerprint=codec_fingerprint,
     )
+    check_roles(blend.metadata(MAX_CUTS_SEARCHED), dataset.roles, where)
+    return blend, dataset
 
 
 def _resolve_seed(cfg: SourceConfig) -> int:

@@ -118,6 +118,5 @@ class BatchLoader:
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(
-            self.num_threads, thread_name_prefix="s2s-data"
-        )  # made in the worker: forks have none
+        # made at first use, which is in the worker: forks have no threads
+        return ThreadPoolExecutor(self.num_threads, thread_name_prefix="s2s-data")

@@ -196,10 +196,8 @@ def make_buckets(cuts: Iterable[Cut], cfg: TrainDataConfig, count_tokens: CountT
     num_buckets = min(cfg.num_buckets, len(sample))
     if num_buckets < 2:
         return Buckets([], count_tokens)
-    constraint = TimeConstraint(
-        max_duration=cfg.batch_duration, max_cuts=cfg.batch_size, quadratic_duration=cfg.quadratic_duration
-    )
-    return Buckets([float(bound) for bound in estimate_duration_buckets(sample, num_buckets, constraint)], count_tokens)
+    bounds_s = estimate_duration_buckets(sample, num_buckets, _constraint(cfg, cfg.batch_size))
+    return Buckets([float(bound) for bound in bounds_s], count_tokens)
 
 
 def last_bound_s(cfg: TrainDataConfig) -> float | None:
@@ -230,10 +228,14 @@ def _batch_size(cfg: TrainDataConfig, bucket: int) -> int | None:
     return cfg.bucket_batch_size[min(bucket, len(cfg.bucket_batch_size) - 1)]
 
 
-def _batch(items: Iterable[Item], batch_size: int | None, cfg: SourceConfig) -> Iterator[list[Item]]:
-    constraint = TimeConstraint(
+def _constraint(cfg: SourceConfig, batch_size: int | None) -> TimeConstraint:
+    return TimeConstraint(
         max_duration=cfg.batch_duration, max_cuts=batch_size, quadratic_duration=cfg.quadratic_duration
     )
+
+
+def _batch(items: Iterable[Item], batch_size: int | None, cfg: SourceConfig) -> Iterator[list[Item]]:
+    constraint = _constraint(cfg, batch_size)
     batch: list[Item] = []
     for item in items:
         constraint.add(item.cut)
