@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from s2s_data.demo import build_demo_corpus
-from s2s_model.codec import load_codec
+from s2s_model.codecs import load_codec
 
 
 def main() -> None:

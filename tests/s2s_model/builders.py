@@ -90,15 +90,31 @@ def codec_config(
 
 
 def make_codec(path: Path, **kwargs: Any) -> str:
-    """Write a random NeMo codec to `path`; its encoder is scaled so that codes differ from frame to frame."""
+    """Write a random NeMo codec to `path`."""
     from nemo.collections.tts.models import AudioCodecModel
 
     torch.manual_seed(1)
-    codec = AudioCodecModel(codec_config(**kwargs))
-    with torch.no_grad():
-        codec.audio_encoder.post_conv.conv.parametrizations.weight.original0.mul_(1e4)
-    codec.save_to(str(path))
+    with_sound(AudioCodecModel(codec_config(**kwargs))).save_to(str(path))
     return str(path)
+
+
+def with_sound(codec: Any) -> Any:
+    """Scale a random NeMo codec so that codes differ from frame to frame, and audio with the codes."""
+    keep_sound_alive(codec.audio_decoder, 2.3)
+    keep_sound_alive(codec.audio_encoder, 1.0)
+    with torch.no_grad():
+        codec.audio_encoder.post_conv.conv.parametrizations.weight.original0.mul_(3e3)
+    return codec
+
+
+def keep_sound_alive(model: Any, gain: float) -> None:
+    """Scale random convolutions by `gain` and drop their biases, behind which the input all but vanishes."""
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("bias"):
+                value.zero_()
+            elif name.endswith(("weight.original0", "conv1.weight", "conv2.weight", "conv_t1.weight")):
+                value.mul_(gain)
 
 
 def conformer(feat_in: int, subsampling_factor: int) -> dict[str, Any]:

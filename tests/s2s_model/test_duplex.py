@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from s2s_model import DuplexS2SModel
 from tests.s2s_model.builders import CODEC_RATE, make_batch, make_codec, make_llm, model_config
+from tests.s2s_model.families import make_family_weights
 
 
 def test_it_learns_a_dialogue_by_heart_and_answers_it(model):
@@ -16,9 +18,8 @@ def test_it_learns_a_dialogue_by_heart_and_answers_it(model):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     model.train()
     for _ in range(150):
-        text, audio, num_frames = model.loss_sums(model.prepare_inputs(batch))
-        loss = model.weighted(text, audio) / num_frames
-        loss.backward()
+        sums = model(batch)
+        (sums.objective(model.cfg) / sums.num_frames).backward()
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
@@ -49,8 +50,7 @@ def test_one_training_step_and_validation_under_lightning(model, tmp_path):
     assert torch.isfinite(metrics["val_loss"])
 
 
-def test_validation_output_carries_the_codecs_own_rate(llm_dir, tmp_path):
-    """Defect 9: nothing assumes 22,050 Hz."""
+def test_defect_09_validation_output_carries_the_codecs_own_rate(llm_dir, tmp_path):
     codec = make_codec(tmp_path / "codec16.nemo", sample_rate=16000, rates=(2, 2, 4, 8, 10))
     model = DuplexS2SModel(model_config(llm_dir, codec)).eval()
     output = model.validation_step({"seen": make_batch((16,), codec_rate=16000)}, 0)["seen"]
@@ -111,6 +111,16 @@ def test_the_llm_trains_in_float32_whatever_dtype_its_config_names(codec_path, t
     assert {p.dtype for p in model.llm.parameters()} == {torch.float32}
 
 
+def test_positions_stay_exact_in_bf16(config):
+    model = DuplexS2SModel(config)
+    exact = {name: buffer.clone() for name, buffer in model.llm.named_buffers()}
+    model.to(torch.bfloat16)
+    assert model.llm.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert exact
+    for name, buffer in model.llm.named_buffers():
+        assert torch.equal(buffer, exact[name])
+
+
 def test_missing_files_say_which_key(config, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model\.pretrained_audio_codec: no file"):
         DuplexS2SModel(config | {"pretrained_audio_codec": str(tmp_path / "no.nemo")})
@@ -123,11 +133,113 @@ def test_missing_files_say_which_key(config, tmp_path):
         DuplexS2SModel(config | {"pretrained_audio_codec": str(tmp_path / "cut.nemo")})
 
 
-def test_a_loss_that_is_not_finite_names_the_cuts(model):
-    with torch.no_grad():
-        model.audio_head.bias.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="cut-0, cut-1"):
-        model.training_step(make_batch((12, 12)), 0)
+def poisoned(frames):
+    """A batch whose audio makes the loss NaN."""
+    batch = make_batch(frames)
+    batch["source_audio"] = batch["source_audio"] * float("nan")
+    batch["cut_ids"] = [f"bad-{b}" for b in range(len(frames))]
+    return batch
+
+
+def fit_on(model, folder, batches, **options):
+    trainer = Trainer(
+        max_steps=options.pop("max_steps", len(batches)), accelerator="cpu", devices=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, default_root_dir=folder, enable_model_summary=False,
+        **options,
+    )  # fmt: skip
+    trainer.fit(model, DataLoader(batches, batch_size=None))
+    return trainer
+
+
+def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_named(config, tmp_path, caplog):
+    torch.manual_seed(0)
+    model = DuplexS2SModel(config)
+    reference = copy.deepcopy(model)
+    trainer = fit_on(model, tmp_path, [make_batch((8,)), poisoned((8, 6)), make_batch((8,), seed=1)])
+    assert trainer.callback_metrics["nonfinite_steps"] == 1
+    assert "bad-0, bad-1: the step is skipped" in caplog.text
+    # Adam's state too is as if the poisoned batch hadn't been there
+    fit_on(reference, tmp_path, [make_batch((8,)), make_batch((8,), seed=1)])
+    for mine, wanted in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(mine, wanted)
+
+
+def test_too_many_steps_that_are_not_finite_end_the_run(config, tmp_path):
+    model = DuplexS2SModel(config | {"max_nonfinite_steps": 1})
+    with pytest.raises(FloatingPointError, match=r"cuts bad-0: step 2 of this kind.*max_nonfinite_steps allows 1"):
+        fit_on(model, tmp_path, [poisoned((8,)), make_batch((8,)), poisoned((8,)), make_batch((8,))])
+
+
+def test_an_accumulated_step_weighs_every_frame_alike(config, tmp_path):
+    """Two batches of 23 and 7 valid frames give the gradient of the 30 together, not the mean of two means."""
+    torch.manual_seed(0)
+    model = DuplexS2SModel(config | {"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1}})
+    reference = copy.deepcopy(model)
+    batches = [make_batch((24,)), make_batch((8,), seed=1)]
+    fit_on(model, tmp_path, batches, accumulate_grad_batches=2, max_steps=1)
+    sums = [reference(batch) for batch in batches]
+    loss = sum(s.objective(reference.cfg) for s in sums) / sum(s.num_frames for s in sums)
+    loss.backward()
+    torch.optim.SGD(reference.parameters(), lr=0.1).step()
+    for (name, mine), wanted in zip(model.named_parameters(), reference.parameters(), strict=True):
+        # float32: the gradients are scaled before instead of after they are summed
+        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_the_users_text_is_a_third_channel_that_learns_and_is_written(config):
+    torch.manual_seed(0)
+    model = DuplexS2SModel(config | {"predict_user_text": True, "delay_source_text_by": 2})
+    batch = make_batch((24,))
+    batch["source_tokens"] = batch["source_tokens"].roll(3, dims=1)
+    inputs = model.prepare_inputs(batch)
+    assert torch.equal(inputs.user_text_labels_BT[:, 1:], batch["source_tokens"][:, :22])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    model.train()
+    for _ in range(250):
+        sums = model(batch)
+        (sums.objective(model.cfg) / sums.num_frames).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    answer = model.offline_inference(batch["source_audio"], batch["source_audio_lens"])
+    assert answer["tokens_user_text"][0, :23].tolist() == inputs.user_text_labels_BT[0].tolist()
+    assert answer["user_text"] == [model.tokenizer.ids_to_text(batch["source_tokens"][0].tolist())]
+    assert model.validation_step({"seen": batch}, 0)["seen"]["text"] == answer["text"]
+
+
+def test_delays_move_text_and_speech_against_each_other(config):
+    batch = make_batch((24,))
+    plain = DuplexS2SModel(config).prepare_inputs(batch)
+    late = DuplexS2SModel(config | {"delay_speech_channel_by": 3, "advance_text_channel_by": 1}).prepare_inputs(batch)
+    assert torch.equal(late.code_labels_BTK[:, 2:], plain.code_labels_BTK[:, :-2])
+    assert torch.equal(late.text_labels_BT[:, :-1], plain.text_labels_BT[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"delay_speech_channel_by": -1}, r"model\.delay_speech_channel_by is -1"),
+        ({"delay_source_text_by": 2}, r"delay_source_text_by has no effect without model\.predict_user_text"),
+        ({"hide_codes_share": 1.5}, r"model\.hide_codes_share is 1\.5"),
+        ({"generation": {"audio": {"temperature": -1}}}, r"model\.generation\.audio\.temperature is -1"),
+        ({"codebook_loss_weight": [1.0]}, r"has 1 numbers, the codec 2 codebooks"),
+    ],
+)
+def test_figures_out_of_range_are_refused(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        DuplexS2SModel(config | change)
+
+
+def test_the_llm_trains_in_training_mode_and_frozen_parts_do_not(codec_path, tmp_path):
+    """transformers loads weights in eval mode, in which dropout, LoRA's too, would be off."""
+    llm = make_family_weights("qwen2.5", tmp_path / "llm")
+    keys = {"pretrained_weights": True, "freeze_params": [r"^perception\.encoder\."]}
+    model = DuplexS2SModel(model_config(llm, codec_path, **keys))
+    assert model.llm.training
+    assert model.perception.modality_adapter.training
+    assert not any(module.training for module in model.perception.encoder.modules())
+    assert not model.eval().llm.training
+    assert not model.train().perception.encoder.training
 
 
 def fit(model, folder, max_steps, checkpoint=None):

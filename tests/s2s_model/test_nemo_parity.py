@@ -35,8 +35,8 @@ def nemo_model(config, model):
 
 
 def our_loss(model, batch):
-    text, audio, num_frames = model.loss_sums(model.prepare_inputs(batch))
-    return model.weighted(text / num_frames, audio / num_frames)
+    sums = model(batch)
+    return sums.objective(model.cfg) / sums.num_frames
 
 
 def close(ours, theirs):
@@ -51,7 +51,7 @@ def test_logits_loss_and_gradients_equal_nemo_on_an_unpadded_batch(model, nemo_m
     theirs = nemo_model.prepare_inputs(dict(batch))
     assert torch.equal(ours.code_labels_BTK, theirs["audio_labels"])
     assert torch.equal(ours.text_labels_BT, theirs["text_labels"])
-    text_BTV, codes_BTKC = model.heads(model(ours))
+    text_BTV, codes_BTKC, _ = model.heads(model.hidden_states(ours))
     answer = nemo_model(theirs["input_embeds"])
     close(text_BTV, answer["text_logits"])
     close(codes_BTKC, answer["audio_logits"])
@@ -63,9 +63,17 @@ def test_logits_loss_and_gradients_equal_nemo_on_an_unpadded_batch(model, nemo_m
     peer_loss.backward()
     close(model.audio_head.weight.grad, nemo_model.audio_head.weight.grad)
     close(model.llm.get_input_embeddings().weight.grad, nemo_model.embed_tokens.weight.grad)
-    for mine, peer in zip(model.perception.parameters(), nemo_model.perception.parameters(), strict=True):
+    close(model.llm.get_output_embeddings().weight.grad, nemo_model.lm_head.weight.grad)
+    tables = torch.cat([table.weight.grad for table in nemo_model.embed_audio_tokens])
+    close(model.embed_audio_tokens.weight.grad, tables)
+    ours_by_name = dict(model.llm.base_model.named_parameters())
+    for name, peer in nemo_model.llm.named_parameters():
+        close(ours_by_name[name].grad, peer.grad)
+    ours_by_name, theirs_by_name = (dict(m.perception.named_parameters()) for m in (model, nemo_model))
+    assert set(ours_by_name) == set(theirs_by_name)
+    for name, peer in theirs_by_name.items():
         if peer.grad is not None:
-            close(mine.grad, peer.grad)
+            close(ours_by_name[name].grad, peer.grad)
 
 
 def test_greedy_decode_equals_nemo_token_for_token(model, nemo_model):

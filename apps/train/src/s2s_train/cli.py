@@ -32,11 +32,31 @@ Exit codes: 0 done; 2 something you can mend, said in one line; 1 a defect, with
 Ctrl-C and SIGTERM.
 """
 
+_EXPORT_EXAMPLES = """
+examples:
+  export runs/demo exported/demo                                the run's last checkpoint, with the codec
+  export runs/demo exported/demo --checkpoint best              the best by exp_manager's monitor
+  export runs/demo/checkpoints/step=500.ckpt exported/early     this one
+  export runs/lora exported/lora --merge-lora --dtype bfloat16  adapters folded in, half the size
+
+OUT is a folder without pickle: config.json, model.safetensors, llm/ (config and tokenizer), codec/. Load it with
+DuplexS2SModel.from_pretrained("OUT"). An export that is there already is replaced, anything else is left alone.
+Exit codes: as for fit.
+"""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(prog="s2s_train", description=textwrap.dedent(_DESCRIPTION))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_fit(commands)
+    _add_export(commands)
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show the traceback of every error")
+    return parser
+
+
+def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     fit = commands.add_parser(
         "fit",
         help="train, validate and write the report",
@@ -48,8 +68,29 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "overrides", metavar="KEY=VALUE", nargs="*", help="config keys by dotted path; an unknown one is an error"
     )
-    fit.add_argument("--debug", action="store_true", help="show the traceback of every error")
-    return parser
+    fit.set_defaults(run_command=lambda args: run_fit(args.cfg, args.overrides))
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a run's model to a folder that from_pretrained loads",
+        description="Write the model of a run to OUT: weights, config, tokenizer and codec.",
+        epilog=textwrap.dedent(_EXPORT_EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    export.add_argument("run", metavar="RUN", type=Path, help="a run's folder (runs/NAME), or a .ckpt file of one")
+    export.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
+    export.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        default="last",
+        help="a file of RUN/checkpoints; last (default); or best, by exp_manager.checkpoint_callback_params.monitor",
+    )
+    export.add_argument("--merge-lora", action="store_true", help="fold the adapters of model.lora into the weights")
+    export.add_argument("--dtype", help="bring all weights to bfloat16, float16 or float32 (default: as trained)")
+    export.add_argument("--without-codec", action="store_true", help="leave the codec out; the config names it")
+    export.set_defaults(run_command=run_export)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,12 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     hush()
     try:
-        return run_fit(args.cfg, args.overrides)
+        exit_code: int = args.run_command(args)
     except Exception as error:
         if args.debug or not _can_be_mended(error):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
+    return exit_code
 
 
 def _can_be_mended(error: Exception) -> bool:
@@ -89,4 +131,13 @@ def run_fit(path: Path, overrides: Sequence[str]) -> int:
     except RunStopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Check run, checkpoint and target before the slow imports; return the exit code."""
+    from s2s_train.export import ExportArgs, export, prepare
+
+    asked = ExportArgs(args.run, args.out, args.checkpoint, args.merge_lora, args.dtype, not args.without_codec)
+    export(asked, *prepare(asked))
     return 0

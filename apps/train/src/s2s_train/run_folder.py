@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s2s_parallel.atomic_file import write_atomically
-from s2s_parallel.checkpoint import is_complete
 from s2s_train.config import AppConfig
 from s2s_train.config_errors import as_yaml
 from s2s_train.exp_config import ExpConfig
@@ -106,6 +105,8 @@ class RunFolder:
 
     def _newest_checkpoint(self) -> Path | None:
         """last.ckpt, or the newest whole one where last.ckpt is damaged or missing."""
+        from s2s_parallel.checkpoint import is_complete  # imports Lightning: a typo needn't wait ten seconds for it
+
         if is_complete(self.last_checkpoint):
             return self.last_checkpoint
         files = sorted(self.checkpoints.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)

@@ -21,7 +21,7 @@ def make_codec(factory: str, args: Sequence[str] = ()) -> AudioCodec:
     """
     module_name, _, name = factory.partition(":")
     if not module_name or not name:
-        raise DataError(f"--codec is {factory!r}, but must be module:function, as in s2s_model.codec:load_codec")
+        raise DataError(f"--codec is {factory!r}, but must be module:function, as in s2s_model.codecs:load_codec")
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 from s2s_model.config import ModelConfig
 
 if TYPE_CHECKING:
-    from s2s_model.codec import AudioCodec, load_codec
+    from s2s_model.codecs import AudioCodec, load_codec
     from s2s_model.duplex import DuplexS2SModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["AudioCodec", "DuplexS2SModel", "ModelConfig", "load_codec"]
 
-_LAZY = {"DuplexS2SModel": "duplex", "AudioCodec": "codec", "load_codec": "codec"}
+_LAZY = {"DuplexS2SModel": "duplex", "AudioCodec": "codecs", "load_codec": "codecs"}
 
 
 def __getattr__(name: str) -> object:

@@ -50,18 +50,23 @@ class DuplexInputs:
 
     source_BTH: Tensor  # encoded user frames
     text_BT: Tensor  # the agent's text token one frame ago
-    codes_BTK: Tensor  # the agent's codes one frame ago (two behind the codec's own grid)
+    codes_BTK: Tensor  # the agent's codes one frame ago (with one frame of delay: two behind the codec's own grid)
     text_labels_BT: Tensor
     code_labels_BTK: Tensor
     valid_BT: Tensor  # bool; False beyond an example's end
+    user_text_BT: Tensor | None = None  # the user's text token one frame ago, where the model writes that too
+    user_text_labels_BT: Tensor | None = None
 
 
-def delay_codes(codes_BTK: Tensor, text_BT: Tensor, tokens: SpeechTokens, text_bos: int, text_eos: int) -> Tensor:
-    """Insert speech BOS/EOS where the text has them, then shift right by one frame."""
+def delay_codes(
+    codes_BTK: Tensor, text_BT: Tensor, tokens: SpeechTokens, text_bos: int, text_eos: int, by: int = 1
+) -> Tensor:
+    """Insert speech BOS/EOS where the text has them, then shift right by `by` frames (0 or more)."""
     text_BT1 = text_BT[..., None]
     codes_BTK = torch.where(text_BT1 == text_bos, tokens.bos_id, codes_BTK)
     codes_BTK = torch.where(text_BT1 == text_eos, tokens.eos_id, codes_BTK)
-    return torch.cat([torch.full_like(codes_BTK[:, :1], tokens.delay_id), codes_BTK[:, :-1]], dim=1)
+    by = min(by, codes_BTK.shape[1])
+    return torch.cat([torch.full_like(codes_BTK[:, :by], tokens.delay_id), codes_BTK[:, : codes_BTK.shape[1] - by]], 1)
 
 
 def align_channels(
@@ -79,7 +84,9 @@ def align_channels(
     return source_BTH[:, :length], text_BT[:, :length], codes_BTK[:, :length], valid_B, spread_B
 
 
-def make_inputs(source_BTH: Tensor, text_BT: Tensor, delayed_BTK: Tensor, lens_B: Tensor) -> DuplexInputs:
+def make_inputs(
+    source_BTH: Tensor, text_BT: Tensor, delayed_BTK: Tensor, lens_B: Tensor, user_text_BT: Tensor | None = None
+) -> DuplexInputs:
     """Split aligned streams of T frames into T-1 inputs and the labels one frame ahead of them."""
     steps = torch.arange(text_BT.shape[1] - 1, device=text_BT.device)
     return DuplexInputs(
@@ -89,6 +96,8 @@ def make_inputs(source_BTH: Tensor, text_BT: Tensor, delayed_BTK: Tensor, lens_B
         text_labels_BT=text_BT[:, 1:],
         code_labels_BTK=delayed_BTK[:, 1:],
         valid_BT=steps[None] < (lens_B[:, None] - 1),
+        user_text_BT=None if user_text_BT is None else user_text_BT[:, :-1],
+        user_text_labels_BT=None if user_text_BT is None else user_text_BT[:, 1:],
     )
 
 

@@ -1,50 +1,189 @@
-"""Frame-by-frame greedy generation.
+"""Frame-by-frame generation with a cache of fixed size, for several sessions at once.
 
-Shapes: `B` batch, `T` frames (80 ms), `K` codebooks, `H` hidden.
+Shapes: `B` sessions, `T` frames (80 ms), `K` codebooks, `C` codes of one, `V` text vocabulary, `H` hidden.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from s2s_model.sampling import GenerationConfig, choose
 
 
 class Generated(NamedTuple):
     """What the agent wrote and said, control tokens included."""
 
     text_BT: Tensor  # int64
-    codes_BTK: Tensor  # int64, on the codec's own grid: no delay
+    codes_BTK: Tensor  # int64, as predicted: delay_speech_channel_by - 1 frames behind the codec's own grid
+    user_text_BT: Tensor | None = None  # int64, what the user said, where the model writes that
+
+
+class Frame(NamedTuple):
+    """The tokens of one frame of each session."""
+
+    text_B: Tensor
+    codes_BK: Tensor
+    user_text_B: Tensor | None
 
 
 class FrameModel(NamedTuple):
     """The parts of the model that one step of generation needs."""
 
-    embed: Callable[[Tensor, Tensor, Tensor], Tensor]  # source [B,T,H], text [B,T], codes [B,T,K] -> [B,T,H]
+    embed: Callable[..., Tensor]  # source [B,T,H], text [B,T], codes [B,T,K], user text [B,T] or None -> [B,T,H]
     body: Callable[..., Any]  # the LLM without its heads, Hugging Face's calling convention
-    heads: Callable[[Tensor], tuple[Tensor, Tensor]]  # hidden [B, H] -> text [B, V], codes [B, K, C]
+    heads: Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]  # hidden [B, H] -> logits of the three channels
+    llm_config: Any  # the LLM's transformers config
+    pad_id: int  # what stands before the first frame of both text channels
+    delay_id: int  # what stands before the first frame of the codes
+    num_codebooks: int
+    writes_user_text: bool
+
+
+class FrameDecoder:
+    """Predicts frame after frame of `batch_size` sessions from the user's frames and what it predicted before.
+
+    The LLM's cache holds `max_frames` frames. A session that is reset leaves its frames in the cache, masked, until
+    their room is needed.
+
+    Args:
+        model: the parts of the model.
+        batch_size: sessions that advance together (B).
+        max_frames: how long a session may last without a reset.
+        device: where the model is.
+        config: how tokens are chosen.
+        generator: where draws come from; None is torch's global one.
+    """
+
+    def __init__(
+        self,
+        model: FrameModel,
+        batch_size: int,
+        max_frames: int,
+        device: torch.device,
+        config: GenerationConfig,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self._model = model
+        self._config = config
+        self._generator = generator
+        self._max_frames = max_frames
+        self._cache, self._is_static = _make_cache(model.llm_config, max_frames)
+        self._used = 0  # frames in the cache
+        self._began = [0] * batch_size  # the cache's frame at which each session began
+        self._last = self._before_first(batch_size, device)
+
+    def _before_first(self, batch_size: int, device: torch.device) -> Frame:
+        pad_B = torch.full((batch_size,), self._model.pad_id, device=device)
+        codes_BK = torch.full((batch_size, self._model.num_codebooks), self._model.delay_id, device=device)
+        return Frame(pad_B, codes_BK, pad_B.clone() if self._model.writes_user_text else None)
+
+    @torch.no_grad()
+    def step(self, source_BH: Tensor) -> Frame:
+        """Predict the frame in which the user's encoded frame [B, H] is heard.
+
+        Raises:
+            ValueError: a session is as long as the cache; it has to be reset.
+        """
+        self._make_room()
+        last = self._last
+        user_text_B1 = None if last.user_text_B is None else last.user_text_B[:, None]
+        embeds_B1H = self._model.embed(source_BH[:, None], last.text_B[:, None], last.codes_BK[:, None], user_text_B1)
+        where = self._mask_and_positions(source_BH.device) if any(self._began) else {}
+        hidden_BH = self._model.body(
+            inputs_embeds=embeds_B1H, past_key_values=self._cache, use_cache=True, **where
+        ).last_hidden_state[:, 0]
+        text_BV, codes_BKC, user_text_BV = self._model.heads(hidden_BH)
+        self._used += 1
+        self._last = Frame(
+            choose(text_BV, self._config.text, self._generator),
+            choose(codes_BKC, self._config.audio, self._generator),
+            None if user_text_BV is None else choose(user_text_BV, self._config.user_text, self._generator),
+        )
+        return self._last
+
+    def replace_last(self, rows: Sequence[int], text: int, code: int) -> None:
+        """Let these sessions go on as if their last frame had been `text` and `code` in every codebook."""
+        for row in rows:
+            self._last.text_B[row] = text
+            self._last.codes_BK[row] = code
+
+    def reset(self, rows: Sequence[int]) -> None:
+        """Let these sessions begin anew; the others go on.
+
+        Raises:
+            ValueError: the LLM keeps a recurrent state, which can't be cleared for some sessions alone.
+        """
+        if len(rows) == len(self._began):
+            self._cache, self._is_static = _make_cache(self._model.llm_config, self._max_frames)
+            self._used = 0
+        elif not self._is_static:
+            raise ValueError(
+                f"{type(self._model.llm_config).__name__}'s LLM keeps more than keys and values: reset all sessions of "
+                "a batch together, or open one batch a session"
+            )
+        first = self._before_first(len(self._began), self._last.text_B.device)
+        for row in rows:
+            self._began[row] = self._used
+            for now, new in zip(self._last, first, strict=True):
+                if now is not None and new is not None:
+                    now[row] = new[row]
+
+    def _mask_and_positions(self, device: torch.device) -> dict[str, Tensor]:
+        began_B1 = torch.tensor(self._began, device=device)[:, None]
+        slots = torch.arange(self._max_frames, device=device)
+        mask_BT = (slots >= began_B1) & (slots <= self._used)
+        return {"attention_mask": mask_BT, "position_ids": self._used - began_B1}
+
+    def _make_room(self) -> None:
+        """Drop what lies in the cache before the oldest session, once it is full."""
+        if self._used < self._max_frames:
+            return
+        oldest = min(self._began)
+        if oldest == 0:
+            full = [row for row, began in enumerate(self._began) if began == 0]
+            raise ValueError(
+                f"session {', '.join(map(str, full))} has lasted {self._max_frames} frames, the most it was opened "
+                "for: reset it, or open it with a longer max_duration_s"
+            )
+        kept = self._used - oldest
+        for layer in self._cache.layers:
+            layer.keys[:, :, :kept] = layer.keys[:, :, oldest : self._used].clone()
+            layer.values[:, :, :kept] = layer.values[:, :, oldest : self._used].clone()
+            layer.cumulative_length.fill_(kept)
+        self._used = kept
+        self._began = [began - oldest for began in self._began]
+
+
+def _make_cache(llm_config: Any, max_frames: int) -> tuple[Any, bool]:
+    """A cache of fixed size; of growing size for LLMs that keep more than keys and values (then False).
+
+    Layers with a sliding window keep all frames too: the window is in their mask, and sessions of a batch may then
+    begin at different frames.
+    """
+    from transformers import DynamicCache, StaticCache
+    from transformers.cache_utils import Cache, StaticLayer
+
+    layers = StaticCache(config=llm_config, max_cache_len=max_frames).layers
+    if all(isinstance(layer, StaticLayer) for layer in layers):
+        return Cache(layers=[StaticLayer(max_cache_len=max_frames) for _ in layers]), True
+    return DynamicCache(config=llm_config), False
 
 
 @torch.no_grad()
-def generate_greedy(model: FrameModel, source_BTH: Tensor, text_0: int, code_0: int, num_codebooks: int) -> Generated:
-    """Predict text and codes at each frame from the user's frames up to it and from what was predicted before.
-
-    The first frame reads `text_0` (PAD) and `code_0` (the speech delay code) as what came before.
-    """
-    from transformers import DynamicCache
-
+def generate(
+    model: FrameModel, source_BTH: Tensor, config: GenerationConfig, generator: torch.Generator | None = None
+) -> Generated:
+    """Predict text and codes at each frame from the user's frames up to it and from what was predicted before."""
     B, T, _ = source_BTH.shape
-    device = source_BTH.device
-    text_BT = torch.empty(B, T + 1, dtype=torch.long, device=device)
-    codes_BTK = torch.empty(B, T + 1, num_codebooks, dtype=torch.long, device=device)
-    text_BT[:, 0] = text_0
-    codes_BTK[:, 0] = code_0
-    cache = DynamicCache()
+    decoder = FrameDecoder(model, B, max(T, 1), source_BTH.device, config, generator)
+    text_BT = torch.empty(B, T, dtype=torch.long, device=source_BTH.device)
+    codes_BTK = text_BT[..., None].repeat(1, 1, model.num_codebooks)
+    user_text_BT = torch.empty_like(text_BT) if model.writes_user_text else None
     for t in range(T):
-        now = slice(t, t + 1)
-        embeds_B1H = model.embed(source_BTH[:, now], text_BT[:, now], codes_BTK[:, now])
-        hidden_B1H = model.body(inputs_embeds=embeds_B1H, past_key_values=cache, use_cache=True).last_hidden_state
-        text_BV, codes_BKC = model.heads(hidden_B1H[:, 0])
-        text_BT[:, t + 1] = text_BV.argmax(dim=-1)
-        codes_BTK[:, t + 1] = codes_BKC.argmax(dim=-1)
-    return Generated(text_BT[:, 1:], codes_BTK[:, 1:])
+        frame = decoder.step(source_BTH[:, t])
+        text_BT[:, t], codes_BTK[:, t] = frame.text_B, frame.codes_BK
+        if user_text_BT is not None and frame.user_text_B is not None:
+            user_text_BT[:, t] = frame.user_text_B
+    return Generated(text_BT, codes_BTK, user_text_BT)

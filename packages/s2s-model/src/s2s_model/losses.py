@@ -1,40 +1,78 @@
 """Cross entropy over valid frames only, summed; who calls divides by the frames of all ranks.
 
-Shapes: `N` valid frames of the batch, `H` hidden, `V` text vocabulary, `K` codebooks, `C` codes of a codebook.
+Shapes: `N` valid frames of the batch, `V` text vocabulary, `K` codebooks, `C` codes of a codebook.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def text_loss_sum(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """Summed cross entropy of the text head, in float32."""
-    return F.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
+from s2s_model.config import ModelConfig, TokenWeights
 
 
-def code_loss_sum(logits_NKC: Tensor, labels_NK: Tensor) -> Tensor:
-    """Summed cross entropy of the audio head over frames, averaged over codebooks, in float32."""
-    num_codebooks = labels_NK.shape[1]
-    return F.cross_entropy(logits_NKC.flatten(0, 1).float(), labels_NK.flatten(), reduction="sum") / num_codebooks
+@dataclass(frozen=True)
+class LossSums:
+    """Losses summed over the valid frames of a batch, scalars."""
+
+    text: Tensor
+    audio: Tensor  # of a frame: the weighted mean over codebooks
+    num_frames: Tensor  # int64, what to divide by
+    user_text: Tensor | None = None
+
+    def objective(self, config: ModelConfig) -> Tensor:
+        """The weighted sum that training minimises."""
+        total = config.text_loss_weight * self.text + config.audio_loss_weight * self.audio
+        return total if self.user_text is None else total + config.asr_loss_weight * self.user_text
+
+    def named(self) -> dict[str, Tensor]:
+        """The parts by the names under which they are logged."""
+        parts = {"text_loss": self.text, "audio_loss": self.audio}
+        return parts if self.user_text is None else parts | {"user_text_loss": self.user_text}
 
 
-def all_finite(loss: Tensor) -> bool:
-    """Whether the loss is finite on every rank, so that all of them stop together."""
-    finite = torch.isfinite(loss).float()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
-    return bool(finite)
+def token_weights(labels_N: Tensor, weights: TokenWeights, pad_id: int, bos_id: int, eos_id: int) -> Tensor | None:
+    """The factor of each label [N] float32; None if all are 1."""
+    if weights == TokenWeights():
+        return None
+    weights_N = torch.full(labels_N.shape, weights.text, device=labels_N.device)
+    for token, weight in ((pad_id, weights.pad), (bos_id, weights.bos), (eos_id, weights.eos)):
+        weights_N = torch.where(labels_N == token, weight, weights_N)
+    return weights_N
 
 
-def frames_per_rank(num_frames: Tensor) -> Tensor:
-    """The mean number of valid frames over data-parallel ranks.
+def text_loss_sum(logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None = None) -> Tensor:
+    """Summed cross entropy of a text head, in float32."""
+    if weights_N is None:
+        return F.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
+    return (F.cross_entropy(logits_NV.float(), labels_N, reduction="none") * weights_N).sum()
 
-    Data parallelism averages gradients over ranks: sums divided by this mean give the gradient of the sum over
-    all frames divided by all frames, however unevenly the ranks are filled.
+
+def code_loss_sum(logits_NKC: Tensor, labels_NK: Tensor, weights_K: Tensor | None = None) -> Tensor:
+    """Summed cross entropy of the audio head over frames, averaged over codebooks, in float32.
+
+    `weights_K` sum to 1; None weighs all codebooks alike.
     """
-    mean = num_frames.float()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(mean)
-        mean = mean / torch.distributed.get_world_size()
-    return mean.clamp(min=1.0)
+    logits, labels = logits_NKC.flatten(0, 1).float(), labels_NK.flatten()
+    if weights_K is None:
+        return F.cross_entropy(logits, labels, reduction="sum") / labels_NK.shape[1]
+    return (F.cross_entropy(logits, labels, reduction="none").view(labels_NK.shape) * weights_K).sum()
+
+
+def codebook_weights(weights: list[float], num_codebooks: int) -> Tensor | None:
+    """`model.codebook_loss_weight` scaled to a sum of 1 [K]; None if it isn't given.
+
+    Raises:
+        ValueError: there isn't one for each codebook, or they aren't weights.
+    """
+    if not weights:
+        return None
+    if len(weights) != num_codebooks:
+        raise ValueError(
+            f"model.codebook_loss_weight has {len(weights)} numbers, the codec {num_codebooks} codebooks: give one each"
+        )
+    if min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(f"model.codebook_loss_weight is {weights}: give numbers from 0 up, not all of them 0")
+    weights_K = torch.tensor(weights, dtype=torch.float32)
+    return weights_K / weights_K.sum()

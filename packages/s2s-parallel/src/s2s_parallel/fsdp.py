@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -38,7 +39,8 @@ def shard_blocks(
         blocks: submodules of `module` that are called as modules, most often the transformer layers. A block
             inside another one comes before it.
         mesh: a mesh with the axis `data_parallel` (Lightning's `device_mesh`, or `mesh.build_mesh`).
-        policy: dtypes of computation and gradient reduction; None computes in the weights' own dtype.
+        policy: dtypes of computation and gradient reduction; None computes in the weights' own dtype. What `module`
+            itself is called with isn't cast: audio stays in float32.
         reshard_after_forward: free a block's gathered weights after its forward (less memory, gathered again
             in backward).
 
@@ -49,8 +51,10 @@ def shard_blocks(
     _check(module, blocks, mesh)
     mesh_dp = mesh[DATA_PARALLEL]
     policy = policy or MixedPrecisionPolicy()
-    for unit in [*blocks, module]:
-        fully_shard(unit, mesh=mesh_dp, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+    for block in blocks:
+        fully_shard(block, mesh=mesh_dp, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+    outermost = replace(policy, cast_forward_inputs=False)
+    fully_shard(module, mesh=mesh_dp, mp_policy=outermost, reshard_after_forward=reshard_after_forward)
     return module
 
 

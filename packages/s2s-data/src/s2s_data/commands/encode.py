@@ -13,7 +13,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "--codec",
         required=True,
         metavar="MODULE:FUNCTION",
-        help="makes the codec, as s2s_model.codec:load_codec does",
+        help="makes the codec, as s2s_model.codecs:load_codec does",
     )
     parser.add_argument("--codec-args", nargs="+", default=[], metavar="KEY=VALUE", help="what it is called with")
     parser.add_argument("--device", default="cpu", help="where the codec runs: cpu, cuda, cuda:1 (cpu)")

@@ -1,0 +1,192 @@
+"""NeMo's `AudioCodecModel`, from a `.nemo` file or from a folder without pickle.
+
+Shapes: `B` batch, `S` samples, `T` frames, `K` codebooks.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from s2s_model.codecs.base import AudioCodec
+from s2s_model.nemo_file import hush_nemo, load_nemo
+from s2s_model.targets import check_targets
+
+MODEL_TYPE = "nemo_audio_codec"
+WEIGHTS = "model.safetensors"
+SHORTEST_FRAMES = 4  # NeMo's convolutions of 7 frames mirror 3 at each end, and crash where there are no more
+FINGERPRINTED = ("audio_encoder.", "audio_decoder.", "vector_quantizer.")
+STORED = (*FINGERPRINTED, "semantic_codec.")
+# What coding needs, and the losses: NeMo builds no codec without them, though they hold no weights.
+KEPT_SECTIONS = (
+    "sample_rate",
+    "output_sample_rate",
+    "samples_per_frame",
+    "audio_encoder",
+    "audio_decoder",
+    "vector_quantizer",
+    "loss_resolutions",
+    "mel_loss_dims",
+    "generator_loss",
+    "discriminator_loss",
+)
+
+
+class NemoCodec(AudioCodec):
+    """NeMo's `AudioCodecModel`; a codec whose output has another rate than its input is spoken to at the output's.
+
+    Raises:
+        ValueError: it has no quantizer, codebooks of unequal size, or another K than `num_codebooks`; the message
+            begins with `key`.
+    """
+
+    def __init__(self, model: Any, *, key: str = "codec", num_codebooks: int | None = None) -> None:
+        model.discriminator = None  # only its own training needs it
+        super().__init__(
+            model.float(),
+            sample_rate=int(model.output_sample_rate),
+            samples_per_frame=_samples_per_frame(model, key),
+            num_codebooks=_num_codebooks(model, key, num_codebooks),
+            codebook_size=_codebook_size(model, key),
+            fingerprint=_fingerprint(model),
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write NeMo's config as far as coding needs it, and the weights."""
+        from safetensors.torch import save_file
+
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        config = {"model_type": MODEL_TYPE, "nemo": _coding_config(self._model.cfg)}
+        (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(
+            {name: value.cpu().contiguous().clone() for name, value in _stored(self._model).items()}, path / WEIGHTS
+        )
+
+    def _encode(self, audio_BS: Tensor, frames_B: Tensor) -> Tensor:
+        T = audio_BS.shape[1] // self.samples_per_frame
+        if int(frames_B.max()) < SHORTEST_FRAMES:
+            audio_BS = pad(audio_BS, (0, max(SHORTEST_FRAMES - T, 0) * self.samples_per_frame))
+            frames_B = torch.full_like(frames_B, SHORTEST_FRAMES)
+        codes_BKT, _ = self._model.encode(
+            audio=audio_BS, audio_len=frames_B * self.samples_per_frame, sample_rate=self.sample_rate
+        )
+        # NeMo cuts to the longest example of the batch.
+        codes: Tensor = pad(codes_BKT, (0, T - codes_BKT.shape[2]))
+        return codes
+
+    def _decode(self, codes_BKT: Tensor, frames_B: Tensor) -> Tensor:
+        codes_BKT = pad(codes_BKT, (0, max(SHORTEST_FRAMES - codes_BKT.shape[2], 0)))
+        audio_BS: Tensor = self._model.decode(tokens=codes_BKT, tokens_len=frames_B)[0]
+        return audio_BS
+
+
+def load_nemo_codec(name_or_path: str, *, key: str, num_codebooks: int | None) -> NemoCodec:
+    """Load a `.nemo` file or, by name, from NeMo's registry."""
+    hush_nemo()
+    from nemo.collections.tts.models import AudioCodecModel
+
+    model = load_nemo(AudioCodecModel, name_or_path, key=key, kind="AudioCodecModel")
+    return NemoCodec(model, key=key, num_codebooks=num_codebooks)
+
+
+def load_nemo_folder(folder: Path, config: dict[str, Any], *, key: str, num_codebooks: int | None) -> NemoCodec:
+    """Load what `NemoCodec.save_pretrained` wrote; `config` is the folder's `config.json`.
+
+    Raises:
+        ValueError: config or weights are missing, or don't fit each other.
+    """
+    hush_nemo()
+    from nemo.collections.tts.models import AudioCodecModel
+    from omegaconf import OmegaConf
+    from safetensors.torch import load_file
+
+    section = config.get("nemo")
+    if not isinstance(section, dict):
+        raise ValueError(f"{key}: {folder}/config.json has no section 'nemo': save the codec anew")
+    check_targets(section, f"{key}: {folder}/config.json: nemo")
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{key}: {folder} has no {WEIGHTS}: save the codec anew")
+    try:
+        model = AudioCodecModel(OmegaConf.create(section))
+        model.discriminator = None
+        state = load_file(folder / WEIGHTS)
+        model.load_state_dict(dict(state))
+    except Exception as error:  # hydra, NeMo, safetensors and torch each raise their own
+        raise ValueError(
+            f"{key}: {folder} can't be loaded as a NeMo codec ({type(error).__name__}: {error})"
+        ) from error
+    if differing := sorted(state.keys() ^ _stored(model).keys()):  # NeMo itself lets them pass
+        raise ValueError(
+            f"{key}: weights and config in {folder} differ in {len(differing)} tensors, {differing[0]} first: "
+            "save the codec anew"
+        )
+    return NemoCodec(model, key=key, num_codebooks=num_codebooks)
+
+
+def _samples_per_frame(model: Any, key: str) -> int:
+    """Samples of a frame of the decoded audio."""
+    samples = int(model.samples_per_frame) * int(model.output_sample_rate) / int(model.sample_rate)
+    if samples != int(samples):
+        raise ValueError(
+            f"{key}: the codec's frames of {model.samples_per_frame} samples at {model.sample_rate} Hz are {samples:g} "
+            f"samples at its output's {model.output_sample_rate} Hz, but must be a whole number: use another codec"
+        )
+    return int(samples)
+
+
+def _num_codebooks(model: Any, key: str, asked: int | None) -> int:
+    if model.vector_quantizer is None:
+        raise ValueError(f"{key}: the codec has no vector_quantizer, so it makes no codes: use another codec")
+    own = int(model.vector_quantizer.num_codebooks)
+    if asked not in (None, own):
+        raise ValueError(f"{key}: num_codebooks is {asked}, but this NeMo codec works with {own} alone")
+    return own
+
+
+def _codebook_size(model: Any, key: str) -> int:
+    """Entries of each codebook; quantizers state those of the first group, or a list."""
+    quantizer = model.vector_quantizer
+    groups = getattr(quantizer, "fsqs", None) or getattr(quantizer, "rvqs", None) or [quantizer]
+    stated = [group.codebook_size for group in groups]
+    sizes = {int(size) for one in stated for size in (one if isinstance(one, (list, tuple)) else [one])}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"{key}: the codec's codebooks have {', '.join(str(size) for size in sorted(sizes))} entries, but all must "
+            "have one size: use another codec"
+        )
+    return sizes.pop()
+
+
+def _coding_config(config: Any) -> dict[str, Any]:
+    """The sections that coding needs, resolved."""
+    from omegaconf import OmegaConf
+
+    sections = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(sections, dict)
+    kept: dict[str, Any] = {name: sections[name] for name in KEPT_SECTIONS if name in sections}
+    if sections.get("semantic_codec"):
+        kept["semantic_codec"] = _coding_config(config.semantic_codec)
+    return kept | {"commit_loss_scale": 0.0}  # else NeMo refuses quantizers without such a loss
+
+
+def _stored(model: Any) -> dict[str, Tensor]:
+    """The weights that coding needs, by name."""
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if name.startswith(STORED) and not name.startswith("semantic_codec.discriminator.")
+    }
+
+
+def _fingerprint(model: Any) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name.startswith(FINGERPRINTED):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return f"nemo-{digest.hexdigest()[:16]}"

@@ -1,0 +1,141 @@
+"""Low-rank adapters in the LLM (LoRA, Hu et al., 2021, arXiv 2106.09685), by the peft library."""
+
+import difflib
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from torch import nn
+
+from s2s_model.llm import llm_blocks, text_config
+
+log = logging.getLogger(__name__)
+KEY = "model.lora"
+TRAINED = r"^.+\.lora_.+$"  # the adapters' parameters, for `freeze`'s prevent_freeze_params
+
+_NUMBERS = {"r", "lora_alpha", "lora_dropout"}
+_TRAIN_BY_NAME = "name what else is trained in model.prevent_freeze_params"
+_NEEDS_MORE = "such a start is computed from data or from quantised weights; set init_lora_weights to true or pissa"
+_REFUSED = {
+    "modules_to_save": _TRAIN_BY_NAME,
+    "trainable_token_indices": _TRAIN_BY_NAME,
+    "layer_replication": "it changes the LLM's layers, which a merge can't undo",
+    "lora_bias": "a merge can't fold it into layers without a bias",
+    "loftq_config": _NEEDS_MORE,
+    "eva_config": _NEEDS_MORE,
+    "corda_config": _NEEDS_MORE,
+    "lora_ga_config": _NEEDS_MORE,
+    "inference_mode": "adapters are here to be trained",
+    "alora_invocation_tokens": "it reads token ids, and the LLM reads sums of embeddings",
+    "peft_type": "this section is LoRA's",
+}
+
+
+def inject_lora(llm: nn.Module, config: Mapping[str, Any]) -> list[str]:
+    """Put adapters beside linear layers of a causal LM, in place; everything else in it is frozen.
+
+    A layer `…q_proj` keeps its path; its weight becomes `…q_proj.base_layer.weight`. The adapters are in the dtype of
+    their layer. B starts at zero: the output is that of the LLM until the first step.
+
+    Args:
+        llm: a causal LM of transformers.
+        config: peft.LoraConfig's keys. Without `target_modules` peft's choice for the family is taken, and where it
+            has none, the linear layers of the repeated blocks.
+
+    Returns:
+        The names of the adapters' parameters in `llm`; they alone require gradients.
+
+    Raises:
+        ValueError: an unknown or unsupported key, a value that peft refuses, or a target that the LLM doesn't have.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    _check_keys(config, [f.name for f in fields(LoraConfig)])
+    kwargs = dict(config)
+    if kwargs.get("target_modules") is None and kwargs.get("target_parameters") is None:
+        kwargs["target_modules"] = _default_targets(llm)
+    try:
+        inject_adapter_in_model(LoraConfig(**kwargs), llm)
+    except (ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+        raise ValueError(f"{KEY}: {error}") from error
+    _check_targets(llm, config.get("target_modules"))
+    _check_tied(llm)
+    return [name for name, parameter in llm.named_parameters() if parameter.requires_grad]
+
+
+def merge_lora(llm: nn.Module) -> None:
+    """Add the adapters to the weights and remove them, in place: the state dict has the LLM's own names again.
+
+    Raises:
+        ValueError: there are none, or a merged weight isn't finite.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = {name: module for name, module in llm.named_modules() if isinstance(module, BaseTunerLayer)}
+    if not adapted:
+        raise ValueError("there are no adapters to merge: model.lora wasn't set")
+    for layer in adapted.values():
+        layer.merge(safe_merge=True)
+    for name, layer in adapted.items():
+        if not any(name.startswith(f"{outer}.") for outer in adapted):
+            llm.set_submodule(name, layer.get_base_layer())
+    if hasattr(llm, "peft_config"):
+        del llm.peft_config
+
+
+def _check_keys(config: Mapping[str, Any], known: list[str]) -> None:
+    for key, value in config.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{KEY}.{key} is unknown{hint}: the keys are those of peft.LoraConfig")
+        if key in _REFUSED and value and not (key == "peft_type" and value == "LORA"):
+            raise ValueError(f"{KEY}.{key} isn't supported: {_REFUSED[key]}")
+    for key in _NUMBERS & config.keys():
+        if not isinstance(config[key], int | float) or isinstance(config[key], bool):
+            raise ValueError(f"{KEY}.{key} is {config[key]!r}: give a number")
+    if config.get("init_lora_weights") in {"loftq", "eva", "corda", "lora_ga"}:
+        raise ValueError(f"{KEY}.init_lora_weights is {config['init_lora_weights']!r}: {_NEEDS_MORE}")
+    if config.get("bias", "none") != "none":
+        raise ValueError(f"{KEY}.bias is {config['bias']!r}, only 'none' is supported: {_TRAIN_BY_NAME}")
+
+
+def _default_targets(llm: nn.Module) -> list[str] | str:
+    """peft's own targets for the family; else the names of the linear layers in the blocks."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    family = text_config(llm).model_type
+    known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(family)
+    targets: list[str] | str
+    if known is not None:
+        targets = known if isinstance(known, str) else list(known)
+    else:
+        blocks = llm_blocks(llm)
+        names = {name for block in blocks for name, m in block.named_modules() if isinstance(m, nn.Linear)}
+        targets = sorted(names)
+    log.info("%s.target_modules: %s (%s)", KEY, targets, "peft's choice" if known else f"all linear layers of {family}")
+    return targets
+
+
+def _check_targets(llm: nn.Module, targets: list[str] | str | None) -> None:
+    """Refuse a target that matches no layer; peft minds only if none does."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [name for name, module in llm.named_modules() if isinstance(module, BaseTunerLayer)]
+    for target in [] if targets is None or isinstance(targets, str) else targets:
+        if not any(f".{name}".endswith(f".{target}") for name in adapted):
+            raise ValueError(f"{KEY}.target_modules: {target!r} is the end of no layer's path; {adapted[0]} is a layer")
+
+
+def _check_tied(llm: Any) -> None:
+    """Refuse adapters on a weight that the embedding and the head share: merging them would change both."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    embedding, head = llm.get_input_embeddings(), llm.get_output_embeddings()
+    on_either = isinstance(embedding, BaseTunerLayer) or isinstance(head, BaseTunerLayer)
+    if on_either and embedding.weight is head.weight:
+        raise ValueError(
+            f"{KEY}.target_modules takes in the text embedding or head, which share one weight in this LLM: "
+            "leave both out"
+        )

@@ -1,0 +1,290 @@
+"""The network (SALM-Duplex, Hu et al., Interspeech 2025, arXiv 2505.15670).
+
+At each 80 ms frame a causal LLM reads the sum of the encoded user frame, the agent's previous text token and the
+agent's previous codec codes; two heads predict the next text token and the next codes. A third, if asked for,
+writes what the user says.
+
+Shapes: `B` batch, `T` frames (80 ms), `S` samples, `K` codebooks, `C` codes of one, `V` text vocabulary,
+`H` hidden, `N` valid frames of a batch.
+"""
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from s2s_data.batch import DuplexBatch
+from s2s_model.channels import DuplexInputs, SpeechTokens, align_channels, delay_codes, hide_codes, make_inputs
+from s2s_model.codecs import check_codec_rate, load_codec
+from s2s_model.config import ModelConfig
+from s2s_model.freezing import freeze
+from s2s_model.llm import hidden_size, llm_blocks, llm_body, load_llm, text_config, text_logits
+from s2s_model.lora import TRAINED, inject_lora
+from s2s_model.losses import LossSums, code_loss_sum, codebook_weights, text_loss_sum, token_weights
+from s2s_model.perception import build_perception
+from s2s_model.sampling import check_sampling
+from s2s_model.text_delays import delay_eos, shift_text
+from s2s_model.tokenizer import load_tokenizer
+
+log = logging.getLogger(__name__)
+MAX_SPREAD_FRAMES = 2  # by how much the streams of an example may differ without a word
+
+
+class DuplexNetwork(nn.Module):
+    """Perception, LLM and codec on one grid of frames, and the losses of a batch.
+
+    Args:
+        config: the `model:` section; unknown keys are refused.
+        frame_length_s: seconds of a frame, on which encoder and codec must agree.
+
+    Raises:
+        ValueError: a part can't be built, or its rates don't fit; the message quotes both.
+    """
+
+    def __init__(self, config: ModelConfig | DictConfig | dict[str, Any], frame_length_s: float = 0.08) -> None:
+        super().__init__()
+        self.cfg = as_model_config(config)
+        self.frame_length_s = frame_length_s
+        _check_figures(self.cfg)
+        self.tokenizer = load_tokenizer(
+            self.cfg.tokenizer_path or self.cfg.pretrained_llm,
+            pad_token=self.cfg.text_pad_token,
+            bos_token=self.cfg.text_bos_token,
+            eos_token=self.cfg.text_eos_token,
+        )
+        self.audio_codec = load_codec(
+            self.cfg.pretrained_audio_codec,
+            key="model.pretrained_audio_codec",
+            num_codebooks=self.cfg.audio_codec_num_codebooks,
+        )
+        check_codec_rate(self.audio_codec, frame_length_s)
+        self.speech = SpeechTokens(self.audio_codec.codebook_size)
+        self._build_llm()
+        self.perception = build_perception(self.cfg, hidden_size(self.llm), frame_length_s)
+        self._build_speech_channel()
+        freeze(self, self.cfg.freeze_params, self._kept_from_freezing(), self.audio_codec.parameter_names())
+        self.train()  # an LLM loaded with its weights comes in eval mode
+
+    def _build_llm(self) -> None:
+        self.llm = load_llm(
+            self.cfg.pretrained_llm,
+            pretrained_weights=self.cfg.pretrained_weights,
+            attn_implementation=self.cfg.attn_implementation,
+        )
+        self.tokenizer.check_fits(self.llm.get_input_embeddings().weight.shape[0])
+        if self.cfg.predict_user_text:
+            self.asr_head = copy.deepcopy(self.llm.get_output_embeddings())
+            self.embed_asr_tokens = copy.deepcopy(self.llm.get_input_embeddings())
+        if self.cfg.lora is not None:
+            inject_lora(self.llm, self.cfg.lora)
+        if self.cfg.activation_checkpointing:
+            self.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def _build_speech_channel(self) -> None:
+        K, C, H = self.audio_codec.num_codebooks, self.speech.vocab_size, hidden_size(self.llm)
+        # One table for all codebooks: entry c of codebook k lies at k * C + c, and a bag sums the K of a frame.
+        self.embed_audio_tokens = nn.EmbeddingBag(K * C, H, mode="sum")
+        nn.init.normal_(self.embed_audio_tokens.weight, std=_embedding_std(self.llm))
+        self.audio_head = nn.Linear(H, K * C)
+        self._code_offsets: Tensor
+        self.register_buffer("_code_offsets", torch.arange(K) * C, persistent=False)
+        self._codebook_weights = codebook_weights(self.cfg.codebook_loss_weight, K)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; parts that are frozen as a whole stay in eval mode: no dropout, no new batch statistics."""
+        super().train(mode)
+        for part in (self.llm, self.perception, *self.perception.children()):
+            parameters = list(part.parameters())
+            if mode and parameters and not any(p.requires_grad for p in parameters):
+                part.eval()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast, except that the LLM's rotary frequencies keep their float32, as transformers loads them.
+
+        In bf16 the phase of a frame after some minutes would be off by more than a radian.
+        """
+        exact = {name: buffer for name, buffer in self.llm.named_buffers() if name.endswith("inv_freq")}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            module_name, _, leaf = name.rpartition(".")
+            module = self.llm.get_submodule(module_name)
+            setattr(module, leaf, buffer.to(getattr(module, leaf).device))
+        return self
+
+    def _kept_from_freezing(self) -> list[str]:
+        adapters = [TRAINED] if self.cfg.lora is not None else []
+        return [*self.cfg.prevent_freeze_params, *adapters]
+
+    @property
+    def codec_fingerprint(self) -> str:
+        """Which codec made the codes that this model learns."""
+        return self.audio_codec.fingerprint
+
+    @property
+    def source_sample_rate(self) -> int:
+        """Hz of the user's audio, as the encoder's features want it."""
+        return int(self.perception.sample_rate)
+
+    @property
+    def target_sample_rate(self) -> int:
+        """Hz of the agent's audio, the codec's."""
+        return self.audio_codec.sample_rate
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self._code_offsets.device
+
+    @property
+    def _text_ids(self) -> tuple[int, int, int]:
+        return self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id
+
+    # --- forward -------------------------------------------------------------------------------------------
+
+    def embed(
+        self, source_BTH: Tensor, text_BT: Tensor, codes_BTK: Tensor, user_text_BT: Tensor | None = None
+    ) -> Tensor:
+        """Sum the streams of each frame: [B, T, H]."""
+        B, T, K = codes_BTK.shape
+        speech: Tensor = self.embed_audio_tokens((codes_BTK + self._code_offsets).view(B * T, K)).view(B, T, -1)
+        embeds_BTH: Tensor = self.llm.get_input_embeddings()(text_BT) * self.cfg.duplex_text_channel_weight
+        embeds_BTH = embeds_BTH + speech + source_BTH * self.cfg.duplex_user_channel_weight
+        if user_text_BT is not None:
+            embeds_BTH = embeds_BTH + self.embed_asr_tokens(user_text_BT) * self.cfg.duplex_asr_text_weight
+        return embeds_BTH
+
+    def hidden_states(self, inputs: DuplexInputs) -> Tensor:
+        """Hidden states [B, T, H] of the LLM; the heads turn those of valid frames into logits."""
+        embeds_BTH = self.embed(inputs.source_BTH, inputs.text_BT, inputs.codes_BTK, inputs.user_text_BT)
+        hidden: Tensor = llm_body(self.llm)(inputs_embeds=embeds_BTH, use_cache=False).last_hidden_state
+        return hidden
+
+    def heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits of hidden states [*, H]: text [*, V], codes [*, K, C] and, if predicted, the user's text [*, V]."""
+        codes = self.audio_head(hidden).unflatten(-1, (-1, self.speech.vocab_size))
+        user_text = text_logits(self.llm, hidden, self.asr_head) if self.cfg.predict_user_text else None
+        return text_logits(self.llm, hidden), codes, user_text
+
+    def encode_source(self, audio_BS: Tensor, lens_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode the user's audio to one vector a frame [B, T, H]; returns it with the valid frames [B]."""
+        source_BTH, frames_B = self.perception(input_signal=audio_BS, input_signal_length=lens_B)
+        return source_BTH, frames_B
+
+    def target_codes(self, batch: DuplexBatch) -> tuple[Tensor, Tensor]:
+        """The agent's codes [B, T, K] and valid frames [B]: those stored with the data, or encoded here."""
+        if "target_codes" in batch:
+            return batch["target_codes"], batch["target_code_lens"]
+        return self.audio_codec.encode(batch["target_audio"], batch["target_audio_lens"])
+
+    def prepare_inputs(self, batch: DuplexBatch) -> DuplexInputs:
+        """Encode both sides of a batch, align them on the frame grid and move the channels by their delays."""
+        source_BTH, source_lens = self.encode_source(batch["source_audio"], batch["source_audio_lens"])
+        codes_BTK, code_lens = self.target_codes(batch)
+        source_BTH, text_BT, codes_BTK, lens_B, spread_B = align_channels(
+            source_BTH,
+            batch["target_tokens"],
+            codes_BTK,
+            (source_lens, batch["target_token_lens"], code_lens),
+        )
+        self._report_spread(spread_B, batch["cut_ids"])
+        delayed_BTK = delay_codes(
+            codes_BTK,
+            text_BT,
+            self.speech,
+            self.tokenizer.bos_id,
+            self.tokenizer.eos_id,
+            self.cfg.delay_speech_channel_by,
+        )
+        by = self.cfg.delay_text_channel_by - self.cfg.advance_text_channel_by
+        text_BT = shift_text(text_BT, lens_B, by, self._text_ids)
+        text_BT = delay_eos(text_BT, lens_B, self.cfg.delay_text_eos_by, self._text_ids)
+        return make_inputs(source_BTH, text_BT, delayed_BTK, lens_B, self._user_text(batch, text_BT.shape[1], lens_B))
+
+    def _user_text(self, batch: DuplexBatch, num_frames: int, lens_B: Tensor) -> Tensor | None:
+        if not self.cfg.predict_user_text:
+            return None
+        return shift_text(batch["source_tokens"][:, :num_frames], lens_B, self.cfg.delay_source_text_by, self._text_ids)
+
+    def _report_spread(self, spread_B: Tensor, cut_ids: list[str]) -> None:
+        if len(cut_ids) and int(spread_B.max()) > MAX_SPREAD_FRAMES:
+            worst = int(spread_B.argmax())
+            log.warning(
+                "cut %s: user audio, text and codes differ by %d frames; cut to the shortest. Check its durations.",
+                cut_ids[worst],
+                int(spread_B[worst]),
+            )
+
+    def loss_sums(self, inputs: DuplexInputs) -> LossSums:
+        """The losses of the valid frames, summed, and their number."""
+        valid_BT = inputs.valid_BT
+        logits_NV, logits_NKC, user_logits_NV = self.heads(self.hidden_states(inputs)[valid_BT])
+        user_text = None
+        if user_logits_NV is not None:
+            assert inputs.user_text_labels_BT is not None
+            user_text = self._text_loss(user_logits_NV, inputs.user_text_labels_BT[valid_BT])
+        weights_K = self._codebook_weights
+        return LossSums(
+            text=self._text_loss(logits_NV, inputs.text_labels_BT[valid_BT]),
+            audio=code_loss_sum(
+                logits_NKC,
+                inputs.code_labels_BTK[valid_BT],
+                None if weights_K is None else weights_K.to(logits_NKC.device),
+            ),
+            num_frames=valid_BT.sum(),
+            user_text=user_text,
+        )
+
+    def _text_loss(self, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+        return text_loss_sum(logits_NV, labels_N, token_weights(labels_N, self.cfg.token_loss_weight, *self._text_ids))
+
+    def forward(self, batch: DuplexBatch) -> LossSums:
+        """The losses of a batch."""
+        inputs = self.prepare_inputs(batch)
+        if self.training and self.cfg.hide_codes_share:
+            inputs = hide_codes(inputs, self.cfg.hide_codes_share, self.speech.delay_id)
+        return self.loss_sums(inputs)
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated layers of encoder and LLM, each a unit for sharding and compiling."""
+        return [*self.perception.blocks(), *llm_blocks(self.llm)]
+
+
+def as_model_config(config: ModelConfig | DictConfig | dict[str, Any]) -> ModelConfig:
+    """Check a mapping against `ModelConfig` and resolve its interpolations."""
+    if isinstance(config, ModelConfig):
+        return config
+    merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), config)
+    OmegaConf.resolve(merged)
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ValueError(f"model.{missing[0]} isn't set: the config holds ??? or nothing")
+    built = OmegaConf.to_object(merged)
+    assert isinstance(built, ModelConfig)
+    return built
+
+
+def _check_figures(config: ModelConfig) -> None:
+    if not 0 <= config.hide_codes_share <= 1:
+        raise ValueError(f"model.hide_codes_share is {config.hide_codes_share}: give a share from 0 to 1")
+    for key in (
+        "delay_speech_channel_by",
+        "delay_text_channel_by",
+        "advance_text_channel_by",
+        "delay_text_eos_by",
+        "delay_source_text_by",
+        "max_nonfinite_steps",
+    ):
+        if getattr(config, key) < 0:
+            raise ValueError(f"model.{key} is {getattr(config, key)}: give 0 or more")
+    if config.delay_source_text_by and not config.predict_user_text:
+        raise ValueError("model.delay_source_text_by has no effect without model.predict_user_text: set both or none")
+    check_sampling(config.generation, "model.generation")
+
+
+def _embedding_std(llm: Any) -> float:
+    return float(getattr(text_config(llm), "initializer_range", 0.02))
