@@ -1,4 +1,4 @@
-"""A training step and greedy decode of the demo's model, on synthetic dialogues with stored codes."""
+"""A training step, greedy decode and a live session of the demo's model, on synthetic dialogues."""
 
 import pytest
 import torch
@@ -30,11 +30,11 @@ def test_training_step(benchmark, model, batch):
     model.train()
 
     def step() -> float:
-        text, audio, num_frames = model.loss_sums(model.prepare_inputs(batch))
-        (model.weighted(text, audio) / num_frames).backward()
+        sums = model(batch)
+        (sums.objective(model.cfg) / sums.num_frames).backward()
         optimizer.step()
         optimizer.zero_grad()
-        return float(text)
+        return float(sums.text)
 
     benchmark.extra_info["audio_s"] = sum(FRAMES) * 0.08
     text_loss = benchmark.pedantic(step, rounds=5, warmup_rounds=2)
@@ -48,6 +48,19 @@ def test_greedy_decode(benchmark, model, batch):
     benchmark.extra_info["frames"] = source.shape[1]
     generated = benchmark.pedantic(lambda: model.generate(source), rounds=3, warmup_rounds=1)
     assert generated.text_BT.shape == source.shape[:2]
+
+
+def test_live_session(benchmark, model, batch):
+    """One second of one live conversation: encoder, LLM and codec, frame by frame."""
+    model.eval()
+    session = model.open_session(max_duration_s=60)
+    second, frame = batch["source_audio"][:1, :16000], 1280
+    benchmark.extra_info["frames"] = 12.5
+
+    def talk() -> int:
+        return sum(session.push(piece).tokens_BN.shape[1] for piece in second.split(frame, dim=1))
+
+    assert benchmark.pedantic(talk, rounds=5, warmup_rounds=1) >= 12
 
 
 def test_codec_decode(benchmark, model, batch):

@@ -3,7 +3,7 @@
 Shapes: `N` valid frames of the batch, `V` text vocabulary, `K` codebooks, `C` codes of a codebook.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,11 @@ from torch import Tensor
 from s2s_model.config import ModelConfig, TokenWeights
 
 
-@dataclass(frozen=True)
-class LossSums:
-    """Losses summed over the valid frames of a batch, scalars."""
+class LossSums(NamedTuple):
+    """Losses summed over the valid frames of a batch, scalars.
+
+    A tuple, in which FSDP finds the tensors whose backward it has to prepare: in a dataclass torch 2.11 finds none.
+    """
 
     text: Tensor
     audio: Tensor  # of a frame: the weighted mean over codebooks

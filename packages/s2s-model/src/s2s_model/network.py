@@ -109,7 +109,7 @@ class DuplexNetwork(nn.Module):
         In bf16 the phase of a frame after some minutes would be off by more than a radian.
         """
         exact = {name: buffer for name, buffer in self.llm.named_buffers() if name.endswith("inv_freq")}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in exact.items():
             module_name, _, leaf = name.rpartition(".")
             module = self.llm.get_submodule(module_name)
