@@ -167,8 +167,20 @@ def _make_cache(llm_config: Any, max_frames: int) -> tuple[Any, bool]:
 
     layers = StaticCache(config=llm_config, max_cache_len=max_frames).layers
     if all(isinstance(layer, StaticLayer) for layer in layers):
-        return Cache(layers=[StaticLayer(max_cache_len=max_frames) for _ in layers]), True
+        return Cache(layers=[_static_layer(max_frames) for _ in layers]), True
     return DynamicCache(config=llm_config), False
+
+
+def _static_layer(max_frames: int) -> Any:
+    from transformers.cache_utils import StaticLayer
+
+    class OneDtypeLayer(StaticLayer):
+        """Keeps values in the keys' dtype: under autocast keys leave the rotary embedding in float32, values don't."""
+
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return super().update(key_states, value_states.to(key_states.dtype), *args, **kwargs)
+
+    return OneDtypeLayer(max_cache_len=max_frames)
 
 
 @torch.no_grad()

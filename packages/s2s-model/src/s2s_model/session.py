@@ -62,7 +62,7 @@ class DuplexSession:
         self._voice = CodecStream(model.audio_codec, batch_size, model.device)
         self._writers = [TextWriter(model.tokenizer) for _ in range(batch_size)]
         self._user_writers = [TextWriter(model.tokenizer) for _ in range(batch_size)]
-        self._heard_BS = torch.zeros(batch_size, 0, device=model.device)
+        self._heard_BS = torch.zeros(batch_size, 0, dtype=torch.float32, device=model.device)
 
     @property
     def latency_s(self) -> float:
@@ -150,7 +150,7 @@ class DuplexSession:
     def _nothing(self) -> SessionOutput:
         B, device = self._batch_size, self._heard_BS.device
         codes_BNK = torch.zeros(B, 0, self._model.audio_codec.num_codebooks, dtype=torch.long, device=device)
-        return SessionOutput(torch.zeros(B, 0, device=device), [""] * B, [""] * B, codes_BNK[..., 0], codes_BNK)
+        return SessionOutput(self._heard_BS[:, :0], [""] * B, [""] * B, codes_BNK[..., 0], codes_BNK)
 
     def _answer(self, source_BNH: Tensor, waiting: list[int]) -> SessionOutput:
         """Predict the frames that became known; sessions that wait for the encoder's lookahead stay silent."""

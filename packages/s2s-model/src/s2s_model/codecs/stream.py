@@ -32,7 +32,7 @@ class CodecStream:
         """
         num_new = codes_BNK.shape[1]
         if num_new == 0:
-            return torch.zeros(len(codes_BNK), 0, device=codes_BNK.device)
+            return torch.zeros(len(codes_BNK), 0, dtype=torch.float32, device=codes_BNK.device)
         self._codes_BLK = torch.cat([self._codes_BLK, codes_BNK], dim=1)
         self._num_heard = [heard + num_new for heard in self._num_heard]
         audio_BR = self._decode(num_new)
@@ -43,7 +43,7 @@ class CodecStream:
         """The audio of the last `lookahead_frames` frames [B, lookahead_frames * samples_per_frame]."""
         size = self._codec.samples_per_frame
         if self.lookahead_frames == 0 or self._codes_BLK.shape[1] == 0:
-            return torch.zeros(len(self._codes_BLK), 0, device=self._codes_BLK.device)
+            return torch.zeros(len(self._codes_BLK), 0, dtype=torch.float32, device=self._codes_BLK.device)
         return self._decode(0)[:, -self.lookahead_frames * size :]
 
     def reset(self, rows: Sequence[int]) -> None:
@@ -56,7 +56,7 @@ class CodecStream:
         size = self._codec.samples_per_frame
         held = self._codes_BLK.shape[1]
         wanted = num_new or self.lookahead_frames
-        audio_BR = torch.zeros(len(self._codes_BLK), wanted * size, device=self._codes_BLK.device)
+        audio_BR = torch.zeros(len(self._codes_BLK), wanted * size, dtype=torch.float32, device=self._codes_BLK.device)
         for available, rows in self._rows_by_length(held).items():
             codes = self._codes_BLK[rows, held - available :]
             lens = torch.full((len(rows),), available, device=codes.device)
