@@ -7,6 +7,7 @@ from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from s2s_model import DuplexS2SModel
+from s2s_model.losses import LossSums
 from tests.s2s_model.builders import CODEC_RATE, make_batch, make_codec, make_llm, model_config
 from tests.s2s_model.families import make_family_weights
 
@@ -162,6 +163,64 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_named(config, tm
     fit_on(reference, tmp_path, [make_batch((8,)), make_batch((8,), seed=1)])
     for mine, wanted in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.equal(mine, wanted)
+
+
+def test_a_gradient_that_is_not_finite_skips_its_step_though_the_loss_is_finite(config, tmp_path, caplog):
+    torch.manual_seed(0)
+    model = DuplexS2SModel(config)
+    steps = iter([False, True, False])
+    model.audio_head.weight.register_hook(lambda grad: grad * float("inf") if next(steps) else grad)
+    trainer = fit_on(model, tmp_path, [make_batch((8,))] * 3, gradient_clip_val=1.0)
+    assert trainer.callback_metrics["nonfinite_steps"] == 1
+    assert "train_loss or its gradient isn't finite at step 1 on cuts cut-0" in caplog.text
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_skipped_step_leaves_no_trace_in_batch_norms(config, tmp_path):
+    config["perception"]["encoder"]["conv_norm_type"] = "batch_norm"
+    torch.manual_seed(0)
+    model = DuplexS2SModel(config)
+    reference = copy.deepcopy(model)
+    fit_on(model, tmp_path, [make_batch((8,)), poisoned((8,))])
+    fit_on(reference, tmp_path, [make_batch((8,))])
+    norms = [name for name, _ in model.named_buffers() if "running_mean" in name]
+    assert norms
+    for name in norms:
+        assert torch.equal(model.get_buffer(name), reference.get_buffer(name))
+        assert model.get_buffer(name).any()
+
+
+def test_a_schedule_goes_on_where_it_stood_whatever_the_config_says_of_its_start(config, tmp_path):
+    schedule = {"_target_": "torch.optim.lr_scheduler.ExponentialLR", "gamma": 0.5, "last_epoch": -1}
+    first = fit(DuplexS2SModel(config | {"lr_scheduler": schedule}), tmp_path, 2)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    resumed = fit(DuplexS2SModel(config | {"lr_scheduler": schedule}), tmp_path, 3, str(tmp_path / "last.ckpt"))
+    assert resumed.optimizers[0].param_groups[0]["lr"] == pytest.approx(3e-3 * 0.5**3)
+
+
+def test_a_checkpoint_of_other_parameter_groups_says_which_keys_to_set(config, tmp_path):
+    first = fit(DuplexS2SModel(config | {"decay_norms_and_biases": True}), tmp_path, 1)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"has 1 parameter groups, this config makes 2.*decay_norms_and_biases=true"):
+        fit(DuplexS2SModel(config), tmp_path, 2, str(tmp_path / "last.ckpt"))
+
+
+def test_validation_losses_count_frames_in_float32_under_bf16(model):
+    """Lightning's bf16-true makes bf16 the default dtype; bf16 counts no further than 256."""
+    from s2s_model.validation import ValidationLosses
+
+    logged = {}
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        losses = ValidationLosses()
+        for _ in range(40):
+            sums = LossSums(torch.tensor(42.0), torch.tensor(84.0), torch.tensor(42))
+            losses.add("seen", sums, sums.text)
+        losses.log("val", torch.device("cpu"), lambda name, value: logged.update({name: float(value)}))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert logged["val_text_loss"] == logged["val_text_loss_seen"] == 1.0
+    assert logged["val_audio_loss"] == 2.0
 
 
 def test_too_many_steps_that_are_not_finite_end_the_run(config, tmp_path):

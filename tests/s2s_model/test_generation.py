@@ -6,7 +6,7 @@ import torch
 from s2s_model import DuplexS2SModel
 from s2s_model.generation import FrameDecoder
 from s2s_model.sampling import GenerationConfig, Sampling
-from tests.s2s_model.builders import make_batch, model_config
+from tests.s2s_model.builders import make_batch, make_llm, model_config
 from tests.s2s_model.families import make_family
 
 GREEDY = GenerationConfig()
@@ -106,3 +106,32 @@ def test_padding_of_a_batch_does_not_change_what_is_generated(family_model):
     length = int(both["tokens_len"][1])
     assert torch.equal(both["tokens_audio"][1, :length], alone["tokens_audio"][0])
     assert both["text"][1] == alone["text"][0]
+
+
+def test_an_llm_that_ignores_the_cache_is_refused(codec_path, tmp_path):
+    """Mamba takes `cache_params`, swallows `past_key_values` and would decode each frame without memory."""
+    from transformers import MambaConfig
+
+    llm = make_llm(tmp_path)
+    MambaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4, architectures=["MambaForCausalLM"]
+    ).save_pretrained(llm)
+    with pytest.raises(ValueError, match=r"model\.pretrained_llm: MambaForCausalLM (can't read|reads otherwise)"):
+        DuplexS2SModel(model_config(llm, codec_path))
+
+
+def test_every_step_tells_the_attention_which_of_the_caches_frames_are_filled(family_model):
+    """Without a mask flash attention reads the empty ones too."""
+    model = family_model("llama-tinyllama")
+    source_BTH = source(model, 2, num_frames=3)
+    parts = model.frame_model()
+    filled = []
+
+    def body(**inputs):
+        filled.append(inputs["attention_mask"].sum(dim=1).tolist())
+        return parts.body(**inputs)
+
+    decoder = FrameDecoder(parts._replace(body=body), 2, 5, torch.device("cpu"), GREEDY)
+    for t in range(3):
+        decoder.step(source_BTH[:, t])
+    assert filled == [[1, 1], [2, 2], [3, 3]]

@@ -114,7 +114,7 @@ def test_freezing_the_llm_leaves_the_adapters_trained(llm):
 
 def test_what_freezing_is_prevented_for_is_trained_beside_the_adapters(llm):
     names = inject_lora(llm, CONFIG)
-    freeze(llm, [], [TRAINED, r"^lm_head\.weight$"], [])
+    freeze(llm, [], [TRAINED, r"^lm_head\.weight$"], [], reopen="")
     assert [name for name, p in llm.named_parameters() if p.requires_grad] == [*names, "lm_head.weight"]
 
 

@@ -26,6 +26,12 @@ def test_what_is_no_regex_is_refused():
         freeze(module(), ["(llm"], [], [])
 
 
+def test_preventing_reopens_only_what_lora_froze():
+    net = module().requires_grad_(False)
+    freeze(net, [], [r"^(llm|head)\.weight$"], [], reopen="llm.")
+    assert [n for n, p in net.named_parameters() if p.requires_grad] == ["llm.weight"]
+
+
 def test_the_codecs_names_count_as_matched():
     freeze(module(), [r"^audio_codec\..+$"], [], ["audio_codec.encoder.weight"])
 
@@ -41,6 +47,22 @@ def test_only_known_packages_are_instantiated():
         instantiate({"_target_": "torch.optim.AdamX"}, "model.optimizer")
     with pytest.raises(ValueError, match=r"a\.b\[0\]\._target_"):
         check_targets({"b": [{"_target_": "subprocess.run"}]}, "a")
+
+
+def test_a_class_that_starts_a_process_is_refused_wherever_it_stands(tmp_path):
+    """torch has such classes, and a shared model's config names classes."""
+    handler = "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler"
+    touched = tmp_path / "touched"
+    evil = {
+        "_target_": handler, "entrypoint": "/usr/bin/touch", "args": [str(touched)], "env": {},
+        "stdout": None, "stderr": None, "local_rank_id": 0, "numa_options": None,
+    }  # fmt: skip
+    for config in (evil, {"_target_": "torch.nn.Identity", "x": evil}):
+        with pytest.raises(ValueError, match=r"SubprocessHandler' is no torch\.nn\.modules\.module\.Module"):
+            instantiate(config, "model.perception.preprocessor")
+    assert not touched.exists()
+    with pytest.raises(ValueError, match=r"is no torch\.optim\.optimizer\.Optimizer"):
+        build_optimizers(module(), evil, None)
 
 
 def test_a_wrong_argument_is_reported_with_its_key():

@@ -7,6 +7,7 @@ import torch
 from lhotse import CutSet
 
 from s2s_model import DuplexS2SModel
+from s2s_model.codecs import decode_context
 from s2s_train.config import load_config
 from tests.s2s_model.builders import model_config
 from tests.s2s_model.families import make_family
@@ -104,7 +105,7 @@ def test_a_frame_comes_out_for_each_frame_that_goes_in(model):
         assert output.tokens_BN.shape == (1, 1)
         assert output.audio_BR.shape == (1, 1764)
     assert session.push(heard[:, :100]).tokens_BN.shape == (1, 0)
-    assert session.latency_s >= model.frame_length_s
+    assert session.latency_s == pytest.approx(0.08 * (1 + decode_context(model.audio_codec).right_frames))
 
 
 def test_one_session_is_reset_while_the_other_goes_on(model):
@@ -148,14 +149,37 @@ def test_an_interrupted_agent_reads_the_end_of_its_turn_and_the_others_go_on(mod
     assert torch.equal(joined(run(told, rest, [FRAME]), "codes_BNK"), joined(after, "codes_BNK"))
 
 
-def test_memory_is_fixed_and_a_full_session_says_so(model):
+def test_a_session_lasts_as_long_as_it_was_opened_for_and_loses_nothing_when_it_is_full(model):
+    heard = audio(1, 11)
     session = model.open_session(max_duration_s=0.8)
-    heard = audio(1)
-    session.push(heard[:, : 10 * FRAME])
-    with pytest.raises(ValueError, match=r"has lasted 10 frames.*max_duration_s"):
-        session.push(heard[:, :FRAME])
+    outputs = [session.push(heard[:, : 9 * FRAME])]
+    with pytest.raises(ValueError, match=r"lasted 9 frames and would get 2 more.*opened for 10.*max_duration_s"):
+        session.push(heard[:, 9 * FRAME :])
+    outputs += [session.push(heard[:, 9 * FRAME : 10 * FRAME]), session.flush()]
+    expected = offline(model, heard[:, : 10 * FRAME])
+    assert torch.equal(joined(outputs, "codes_BNK"), expected["tokens_audio"])
     session.reset()
     session.push(heard[:, :FRAME])
+    assert model.open_session(max_duration_s=2.32)._mind._max_frames == 29 + 1
+
+
+def test_a_session_may_be_used_inside_and_outside_inference_mode(model):
+    heard = audio(2, 6)
+    with torch.inference_mode():
+        session = model.open_session(batch_size=2)
+        outputs = [session.push(heard[:, : 2 * FRAME])]
+    session.interrupt()
+    outputs.append(session.push(heard[:, 2 * FRAME : 4 * FRAME]))
+    with torch.inference_mode():
+        outputs += [session.push(heard[:, 4 * FRAME :]), session.flush()]
+    session.reset([0])
+    assert torch.equal(joined(outputs, "codes_BNK"), offline(model, heard)["tokens_audio"])
+
+
+def test_a_session_that_heard_nothing_says_nothing(model):
+    output = model.open_session(batch_size=2).flush()
+    assert (output.tokens_BN == model.tokenizer.pad_id).all()
+    assert output.text == ["", ""]
 
 
 def test_wrong_use_is_told(model):

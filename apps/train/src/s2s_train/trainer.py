@@ -55,7 +55,7 @@ def _build(value: Any, key: str) -> Any:
     """Objects of `_target_` mappings; lists of them too (devices may be a list of numbers)."""
     if isinstance(value, list):
         return [_build(item, f"{key}[{index}]") for index, item in enumerate(value)]
-    return instantiate(value, key) if isinstance(value, dict) and "_target_" in value else value
+    return instantiate(value, key, base=object) if isinstance(value, dict) and "_target_" in value else value
 
 
 def _check(cfg: TrainerConfig) -> None:

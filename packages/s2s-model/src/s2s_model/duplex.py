@@ -4,18 +4,20 @@ What it computes is in `network.py`, how it answers in `answering.py`.
 """
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from s2s_data.batch import DuplexBatch
 from s2s_model.answering import AnsweringNetwork
 from s2s_model.config import ModelConfig
-from s2s_model.param_groups import build_optimizers
+from s2s_model.param_groups import build_optimizers, parameter_groups
 from s2s_model.step_window import StepWindow
 from s2s_model.validation import ValidationLosses, ValOutput
 
@@ -37,6 +39,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         super().__init__(config, frame_length_s)
         self._window = StepWindow()
         self._num_nonfinite_steps = 0
+        self._statistics: list[tuple[Tensor, Tensor]] = []
         self._validation = ValidationLosses()
 
     # --- training ------------------------------------------------------------------------------------------
@@ -64,6 +67,12 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         loss: Tensor = objective / divisor * self._num_batches_of_a_step()
         return loss
 
+    def on_train_batch_start(self, batch: DuplexBatch, batch_idx: int) -> None:
+        """Keep the running statistics as they are before a step: a skipped one mustn't leave NaN in them."""
+        if self._window.is_new:
+            norms = [m for m in self.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+            self._statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+
     def _num_batches_of_a_step(self) -> int:
         return int(self.trainer.accumulate_grad_batches) if self._trainer is not None else 1
 
@@ -80,17 +89,23 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
             FloatingPointError: more than `model.max_nonfinite_steps` steps were dropped.
         """
         cuts = self._window.nonfinite_cuts()
+        has_scaler = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if cuts is None and not has_scaler and not _finite_gradients(self.parameters()):
+            cuts = self._window.cut_ids()
         if cuts is None:
             self._window.rescale(self.parameters())
         else:
-            optimizer.zero_grad(set_to_none=True)  # with no gradient at all the step changes nothing
+            if not has_scaler:  # fp16's scaler skips the step by itself, and needs the gradients to see why
+                optimizer.zero_grad(set_to_none=True)  # with no gradient at all the step changes nothing
+            for buffer, kept in self._statistics:
+                buffer.copy_(kept)
             self._count_nonfinite(cuts)
         self._window.close()
         self.log("nonfinite_steps", float(self._num_nonfinite_steps), batch_size=1)
 
     def _count_nonfinite(self, cuts: list[str]) -> None:
         self._num_nonfinite_steps += 1
-        what = f"train_loss isn't finite at step {self.global_step} on cuts {', '.join(cuts)}"
+        what = f"train_loss or its gradient isn't finite at step {self.global_step} on cuts {', '.join(cuts)}"
         if self._num_nonfinite_steps > self.cfg.max_nonfinite_steps:
             raise FloatingPointError(
                 f"{what}: step {self._num_nonfinite_steps} of this kind, model.max_nonfinite_steps allows "
@@ -119,10 +134,21 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the config, not the checkpoint, say how the schedule goes on: a run may get more steps."""
         self._num_nonfinite_steps = checkpoint.get("num_nonfinite_steps", 0)
-        of_config = {"decay_steps", *(self.cfg.lr_scheduler or {})}
+        self._check_groups(checkpoint)
+        of_config = {"decay_steps", *(self.cfg.lr_scheduler or {})} - {"last_epoch"}  # where the schedule stands
         for state in checkpoint.get("lr_schedulers", []):
             for key in of_config & state.keys():
                 del state[key]
+
+    def _check_groups(self, checkpoint: dict[str, Any]) -> None:
+        states = checkpoint.get("optimizer_states", [])
+        own = parameter_groups(self, self.cfg.param_groups, self.cfg.decay_norms_and_biases)
+        if states and len(states[0]["param_groups"]) != len(own):
+            raise ValueError(
+                f"the checkpoint's optimizer has {len(states[0]['param_groups'])} parameter groups, this config makes "
+                f"{len(own)}: set model.param_groups and model.decay_norms_and_biases as in that run (a run of "
+                "s2s_model 0.1 had one group: model.decay_norms_and_biases=true)"
+            )
 
     # --- validation ----------------------------------------------------------------------------------------
 
@@ -199,3 +225,9 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         from s2s_model.from_nemo import load_nemo_checkpoint
 
         return load_nemo_checkpoint(checkpoint, **overrides)
+
+
+def _finite_gradients(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether no gradient is NaN or infinite; after DDP's reduction all ranks agree on it. Waits for the device."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))) if gradients else True

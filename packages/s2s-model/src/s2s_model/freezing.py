@@ -6,12 +6,18 @@ from collections.abc import Iterable
 from torch import nn
 
 
-def freeze(module: nn.Module, freeze_params: Iterable[str], prevent: Iterable[str], other_names: Iterable[str]) -> None:
+def freeze(
+    module: nn.Module,
+    freeze_params: Iterable[str],
+    prevent: Iterable[str],
+    other_names: Iterable[str],
+    reopen: str | None = None,
+) -> None:
     """Freeze the parameters that match a regex of `freeze_params` and none of `prevent`.
 
-    Those that match `prevent` are trained, also where `inject_lora` froze them with the rest of the LLM.
-    `other_names` are names that a regex may match though they aren't parameters of `module` (the codec's, which
-    is frozen anyhow).
+    Below `reopen` (the LLM, all of which `inject_lora` froze) those that match `prevent` are trained again; what a
+    family keeps fixed elsewhere, such as Whisper's positions, stays so. `other_names` are names that a regex may match
+    though they aren't parameters of `module` (the codec's, which is frozen anyhow).
 
     Raises:
         ValueError: a regex matches nothing.
@@ -21,7 +27,8 @@ def freeze(module: nn.Module, freeze_params: Iterable[str], prevent: Iterable[st
     prevent_patterns = _compile(prevent, "model.prevent_freeze_params", [*names, *other_names])
     for name, parameter in module.named_parameters():
         if any(p.match(name) for p in prevent_patterns):
-            parameter.requires_grad_(True)
+            if reopen is not None and name.startswith(reopen):
+                parameter.requires_grad_(True)
         elif any(p.match(name) for p in freeze_patterns):
             parameter.requires_grad_(False)
 

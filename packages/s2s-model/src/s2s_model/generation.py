@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from s2s_model.llm import llm_body, text_config
 from s2s_model.sampling import GenerationConfig, choose
 
 
@@ -72,6 +73,8 @@ class FrameDecoder:
         self._cache, self._is_static = _make_cache(model.llm_config, max_frames)
         self._used = 0  # frames in the cache
         self._began = [0] * batch_size  # the cache's frame at which each session began
+        self._began_B1 = torch.zeros(batch_size, 1, dtype=torch.long, device=device)  # the same, on the device
+        self._places = torch.arange(max_frames, device=device)
         self._last = self._before_first(batch_size, device)
 
     def _before_first(self, batch_size: int, device: torch.device) -> Frame:
@@ -90,10 +93,12 @@ class FrameDecoder:
         last = self._last
         user_text_B1 = None if last.user_text_B is None else last.user_text_B[:, None]
         embeds_B1H = self._model.embed(source_BH[:, None], last.text_B[:, None], last.codes_BK[:, None], user_text_B1)
-        where = self._mask_and_positions(source_BH.device) if any(self._began) else {}
-        hidden_BH = self._model.body(
+        # The mask is needed from the start: without one, flash attention reads the cache's empty frames too.
+        where = self._mask_and_positions() if self._is_static else {}
+        hidden_BH: Tensor = self._model.body(
             inputs_embeds=embeds_B1H, past_key_values=self._cache, use_cache=True, **where
         ).last_hidden_state[:, 0]
+        self._hidden_BH = hidden_BH
         text_BV, codes_BKC, user_text_BV = self._model.heads(hidden_BH)
         self._used += 1
         self._last = Frame(
@@ -124,17 +129,29 @@ class FrameDecoder:
                 "a batch together, or open one batch a session"
             )
         first = self._before_first(len(self._began), self._last.text_B.device)
+        self._begin([self._used if row in rows else began for row, began in enumerate(self._began)])
         for row in rows:
-            self._began[row] = self._used
             for now, new in zip(self._last, first, strict=True):
                 if now is not None and new is not None:
                     now[row] = new[row]
 
-    def _mask_and_positions(self, device: torch.device) -> dict[str, Tensor]:
-        began_B1 = torch.tensor(self._began, device=device)[:, None]
-        slots = torch.arange(self._max_frames, device=device)
-        mask_BT = (slots >= began_B1) & (slots <= self._used)
-        return {"attention_mask": mask_BT, "position_ids": self._used - began_B1}
+    def check_room(self, num_frames: int, reserve: int) -> None:
+        """Raise ValueError if a session can't last so many frames longer, and `reserve` after that."""
+        most = self._max_frames - reserve
+        full = [row for row, began in enumerate(self._began) if self._used - began + num_frames > most]
+        if full:
+            raise ValueError(
+                f"session {', '.join(map(str, full))} has lasted {self._used - self._began[full[0]]} frames and would "
+                f"get {num_frames} more, but was opened for {most}: reset it, or open it with a longer max_duration_s"
+            )
+
+    def _mask_and_positions(self) -> dict[str, Tensor]:
+        mask_BT = (self._places >= self._began_B1) & (self._places <= self._used)
+        return {"attention_mask": mask_BT, "position_ids": self._used - self._began_B1}
+
+    def _begin(self, began: list[int]) -> None:
+        self._began = began
+        self._began_B1.copy_(torch.tensor(began)[:, None])
 
     def _make_room(self) -> None:
         """Drop what lies in the cache before the oldest session, once it is full."""
@@ -153,7 +170,7 @@ class FrameDecoder:
             layer.values[:, :, :kept] = layer.values[:, :, oldest : self._used].clone()
             layer.cumulative_length.fill_(kept)
         self._used = kept
-        self._began = [began - oldest for began in self._began]
+        self._begin([began - oldest for began in self._began])
 
 
 def _make_cache(llm_config: Any, max_frames: int) -> tuple[Any, bool]:
@@ -181,6 +198,39 @@ def _static_layer(max_frames: int) -> Any:
             return super().update(key_states, value_states.to(key_states.dtype), *args, **kwargs)
 
     return OneDtypeLayer(max_cache_len=max_frames)
+
+
+@torch.no_grad()
+def check_cache(llm: Any) -> None:
+    """Compare the LLM reading frame by frame, as in generation, with its reading all at once.
+
+    Raises:
+        ValueError: they differ, or the LLM can't: it takes no such cache, or fills it in another way.
+    """
+    body, config, weight = llm_body(llm), text_config(llm), llm.get_input_embeddings().weight
+    if weight.is_meta:
+        return
+    training = llm.training
+    llm.eval()
+    embeds_BTH = llm.get_input_embeddings()(torch.arange(4, device=weight.device)[None] + 4)
+    parts = FrameModel(lambda source, *_: source, body, _no_heads, config, 0, 0, 1, False)
+    try:
+        decoder = FrameDecoder(parts, 1, 6, weight.device, GenerationConfig())
+        steps = [decoder.step(embeds_BTH[:, t]) and decoder._hidden_BH for t in range(4)]
+        whole_BTH = body(inputs_embeds=embeds_BTH, use_cache=False).last_hidden_state
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"model.pretrained_llm: {type(llm).__name__} can't read frame by frame: {error}") from error
+    llm.train(training)
+    tolerance = 16 * torch.finfo(weight.dtype).eps * whole_BTH.abs().max().item()
+    if not torch.allclose(torch.stack(steps, 1).float(), whole_BTH.float(), rtol=0, atol=tolerance):
+        raise ValueError(
+            f"model.pretrained_llm: {type(llm).__name__} reads otherwise frame by frame than all at once: use another "
+            "family, or another model.attn_implementation"
+        )
+
+
+def _no_heads(hidden_BH: Tensor) -> tuple[Tensor, Tensor, None]:
+    return hidden_BH, hidden_BH[:, None], None
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ Shapes: `H` hidden, `V` text vocabulary.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,20 @@ def text_logits(llm: Any, hidden: Tensor, head: nn.Module | None = None) -> Tens
         if cap:
             logits = cap * torch.tanh(logits / cap)
     return logits
+
+
+@contextmanager
+def exact_positions(module: nn.Module) -> Iterator[None]:
+    """Cast a module inside this: rotary frequencies keep their float32, as transformers loads them.
+
+    In bf16 the phase of a frame after some minutes would be off by more than a radian.
+    """
+    exact = {name: buffer for name, buffer in module.named_buffers() if name.endswith("inv_freq")}
+    yield
+    for name, buffer in exact.items():
+        owner_name, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(owner_name)
+        setattr(owner, leaf, buffer.to(getattr(owner, leaf).device))
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def token_weights(labels_N: Tensor, weights: TokenWeights, pad_id: int, bos_id: 
     """The factor of each label [N] float32; None if all are 1."""
     if weights == TokenWeights():
         return None
-    weights_N = torch.full(labels_N.shape, weights.text, device=labels_N.device)
+    weights_N = torch.full(labels_N.shape, weights.text, device=labels_N.device, dtype=torch.float32)
     for token, weight in ((pad_id, weights.pad), (bos_id, weights.bos), (eos_id, weights.eos)):
         weights_N = torch.where(labels_N == token, weight, weights_N)
     return weights_N

@@ -43,7 +43,11 @@ def without_weights(section: Mapping[str, Any]) -> dict[str, Any]:
     """
     built = {**section, "pretrained_weights": False}
     if section.get("pretrained_weights", True) and section.get("pretrained_asr") not in (None, "", "none"):
-        perception = {key: value for key, value in section["perception"].items() if key != "preprocessor"}
+        from s2s_model.perception.build import is_hugging_face
+
+        # NeMo's encoders bring their features along; for Hugging Face's the section's go before.
+        dropped = () if is_hugging_face(section["perception"], str(section["pretrained_asr"])) else ("preprocessor",)
+        perception = {key: value for key, value in section["perception"].items() if key not in dropped}
         encoder = {key: value for key, value in (perception.get("encoder") or {}).items() if key != "_target_"}
         built["perception"] = perception | {"encoder": encoder}
     return built

@@ -22,7 +22,8 @@ from s2s_model.channels import DuplexInputs, SpeechTokens, align_channels, delay
 from s2s_model.codecs import check_codec_rate, load_codec
 from s2s_model.config import ModelConfig
 from s2s_model.freezing import freeze
-from s2s_model.llm import hidden_size, llm_blocks, llm_body, load_llm, text_config, text_logits
+from s2s_model.generation import check_cache
+from s2s_model.llm import exact_positions, hidden_size, llm_blocks, llm_body, load_llm, text_config, text_logits
 from s2s_model.lora import TRAINED, inject_lora
 from s2s_model.losses import LossSums, code_loss_sum, codebook_weights, text_loss_sum, token_weights
 from s2s_model.perception import build_perception
@@ -66,7 +67,13 @@ class DuplexNetwork(nn.Module):
         self._build_llm()
         self.perception = build_perception(self.cfg, hidden_size(self.llm), frame_length_s)
         self._build_speech_channel()
-        freeze(self, self.cfg.freeze_params, self._kept_from_freezing(), self.audio_codec.parameter_names())
+        freeze(
+            self,
+            self.cfg.freeze_params,
+            self._kept_from_freezing(),
+            self.audio_codec.parameter_names(),
+            reopen="llm." if self.cfg.lora is not None else None,
+        )
         self.train()  # an LLM loaded with its weights comes in eval mode
 
     def _build_llm(self) -> None:
@@ -75,6 +82,7 @@ class DuplexNetwork(nn.Module):
             pretrained_weights=self.cfg.pretrained_weights,
             attn_implementation=self.cfg.attn_implementation,
         )
+        check_cache(self.llm)
         self.tokenizer.check_fits(self.llm.get_input_embeddings().weight.shape[0])
         if self.cfg.predict_user_text:
             self.asr_head = copy.deepcopy(self.llm.get_output_embeddings())
@@ -104,16 +112,8 @@ class DuplexNetwork(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast, except that the LLM's rotary frequencies keep their float32, as transformers loads them.
-
-        In bf16 the phase of a frame after some minutes would be off by more than a radian.
-        """
-        exact = {name: buffer for name, buffer in self.llm.named_buffers() if name.endswith("inv_freq")}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in exact.items():
-            module_name, _, leaf = name.rpartition(".")
-            module = self.llm.get_submodule(module_name)
-            setattr(module, leaf, buffer.to(getattr(module, leaf).device))
+        with exact_positions(self.llm):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _kept_from_freezing(self) -> list[str]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from s2s_model.freezing import compile_pattern
 from s2s_model.targets import instantiate
@@ -32,10 +34,12 @@ def build_optimizers(
     Raises:
         ValueError: nothing is trained, a group matches nothing that is, or an argument is refused.
     """
-    built = instantiate(optimizer, "model.optimizer", params=parameter_groups(module, groups, decay_norms_and_biases))
+    built = instantiate(
+        optimizer, "model.optimizer", base=Optimizer, params=parameter_groups(module, groups, decay_norms_and_biases)
+    )
     answer: dict[str, Any] = {"optimizer": built}
     if lr_scheduler is not None:
-        scheduler = instantiate(lr_scheduler, "model.lr_scheduler", optimizer=built)
+        scheduler = instantiate(lr_scheduler, "model.lr_scheduler", base=LRScheduler, optimizer=built)
         answer["lr_scheduler"] = {"scheduler": scheduler, "interval": "step", "frequency": 1}
     return answer
 

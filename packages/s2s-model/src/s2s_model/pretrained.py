@@ -142,7 +142,12 @@ def _describe(model: "DuplexS2SModel", with_codec: bool) -> dict[str, Any]:
 
 def _resolve(section: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The section with paths within the folder made absolute."""
-    inside = {"pretrained_llm": str(folder / LLM)}
+    inside: dict[str, Any] = {
+        "pretrained_llm": str(folder / LLM),
+        "pretrained_weights": False,  # whatever a config from elsewhere says: nothing else is read
+        "pretrained_asr": None,
+        "tokenizer_path": None,
+    }
     if (folder / CODEC).is_dir():
         inside["pretrained_audio_codec"] = str(folder / CODEC)
     return {**section, **inside}

@@ -19,6 +19,8 @@ from s2s_model.written_text import TextWriter
 if TYPE_CHECKING:
     from s2s_model.answering import AnsweringNetwork
 
+RESERVE = 1  # frames in the cache for `flush`: a causal encoder gives one vector more than there are frames
+
 
 @dataclass(frozen=True)
 class SessionOutput:
@@ -38,6 +40,7 @@ class DuplexSession:
     Each frame of audio takes one step of encoder, LLM and codec, whatever came before.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: "AnsweringNetwork",
@@ -50,7 +53,7 @@ class DuplexSession:
             raise ValueError("the model is in training mode, in which dropout is active: call model.eval() first")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: a session needs 1 or more")
-        max_frames = int(max_duration_s / model.frame_length_s)
+        max_frames = int(max_duration_s / model.frame_length_s + 1e-6)
         if max_frames < 1:
             raise ValueError(f"max_duration_s is {max_duration_s}: shorter than a frame of {model.frame_length_s} s")
         check_sampling(config, "generation")
@@ -58,7 +61,9 @@ class DuplexSession:
         self._batch_size = batch_size
         self._samples_per_frame = round(model.source_sample_rate * model.frame_length_s)
         self._ear = model.perception.stream(batch_size)
-        self._mind = FrameDecoder(model.frame_model(), batch_size, max_frames, model.device, config, generator)
+        self._mind = FrameDecoder(
+            model.frame_model(), batch_size, max_frames + RESERVE, model.device, config, generator
+        )
         self._voice = CodecStream(model.audio_codec, batch_size, model.device)
         self._writers = [TextWriter(model.tokenizer) for _ in range(batch_size)]
         self._user_writers = [TextWriter(model.tokenizer) for _ in range(batch_size)]
@@ -72,6 +77,7 @@ class DuplexSession:
         """
         return (1 + self._ear.lookahead_frames + self._voice.lookahead_frames) * self._model.frame_length_s
 
+    @torch.inference_mode(False)  # the session's memory changes in place, whoever calls
     @torch.no_grad()
     def push(self, audio_BS: Tensor) -> SessionOutput:
         """Hear audio [B, S] at `model.source_sample_rate`, of any length; what doesn't fill a frame is kept.
@@ -86,9 +92,10 @@ class DuplexSession:
             raise ValueError(
                 f"audio has shape {list(audio_BS.shape)}: {self._batch_size} sessions need [{self._batch_size}, S]"
             )
-        self._heard_BS = torch.cat([self._heard_BS, audio_BS.to(self._heard_BS)], dim=1)
-        whole = self._heard_BS.shape[1] // self._samples_per_frame * self._samples_per_frame
-        audio_BS, self._heard_BS = self._heard_BS[:, :whole], self._heard_BS[:, whole:]
+        heard_BS = torch.cat([self._heard_BS, audio_BS.to(self._heard_BS)], dim=1)
+        whole = heard_BS.shape[1] // self._samples_per_frame * self._samples_per_frame
+        self._mind.check_room(whole // self._samples_per_frame, RESERVE)  # before anything has heard the audio
+        audio_BS, self._heard_BS = heard_BS[:, :whole], heard_BS[:, whole:]
         outputs = [self._nothing()]
         for begin in range(0, whole, self._samples_per_frame):
             frame_BS = audio_BS[:, begin : begin + self._samples_per_frame]
@@ -96,6 +103,7 @@ class DuplexSession:
             outputs.append(self._answer(source_BNH, self._ear.waiting_rows))
         return _join(outputs)
 
+    @torch.inference_mode(False)  # the session's memory changes in place, whoever calls
     @torch.no_grad()
     def flush(self) -> SessionOutput:
         """End the audio: what the encoder and the codec held back comes out. Then reset, or drop the session.
@@ -104,7 +112,8 @@ class DuplexSession:
         """
         missing = -self._heard_BS.shape[1] % self._samples_per_frame
         outputs = [self.push(self._heard_BS.new_zeros(self._batch_size, missing))] if missing else []
-        outputs.append(self._answer(self._ear.flush(), []))
+        unheard = self._ear.unheard_rows
+        outputs.append(self._answer(self._ear.flush(), unheard))
         tail = SessionOutput(
             audio_BR=self._voice.flush(),
             text=[writer.close() for writer in self._writers],
@@ -114,6 +123,7 @@ class DuplexSession:
         )
         return _join([*outputs, tail])
 
+    @torch.inference_mode(False)
     def interrupt(self, rows: Sequence[int] | None = None) -> None:
         """End the agent's turn in these sessions (all, if None) at once; it goes on listening.
 
@@ -124,6 +134,7 @@ class DuplexSession:
                 self._mind.replace_last([row], self._model.tokenizer.eos_id, self._model.speech.eos_id)
                 self._writers[row].close()
 
+    @torch.inference_mode(False)
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Let these sessions (all, if None) begin anew while the others go on.
 

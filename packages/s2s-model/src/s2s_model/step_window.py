@@ -63,6 +63,15 @@ class StepWindow:
         torch.distributed.all_gather_object(gathered, mine)
         return [cut for cuts in gathered for cut in cuts]
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no batch of the next step has come yet."""
+        return self._divisor is None
+
+    def cut_ids(self) -> list[str]:
+        """The cuts of this rank's batches."""
+        return [cut for _, cuts in self._batches for cut in cuts]
+
     def close(self) -> None:
         """Begin the next step's window."""
         self._divisor = None

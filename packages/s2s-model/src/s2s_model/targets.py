@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 ALLOWED_PREFIXES = (
     "torch.",
     "lightning.",
@@ -43,7 +45,7 @@ def _check_name(key: str, target: str) -> None:
         )
 
 
-def _check_class(key: str, target: str) -> None:
+def _check_class(key: str, target: str, base: type) -> None:
     """Refuse what isn't a class of its package, such as torch.os.system."""
     from hydra.utils import get_object
 
@@ -54,13 +56,15 @@ def _check_class(key: str, target: str) -> None:
     if not isinstance(found, type):
         raise ValueError(f"{key}: {target!r} isn't a class")
     _check_name(key, f"{found.__module__}.{found.__qualname__}")
+    if not issubclass(found, base):  # torch has classes that start processes
+        raise ValueError(f"{key}: {target!r} is no {base.__module__}.{base.__qualname__}")
 
 
-def instantiate(config: Mapping[str, Any], where: str, **arguments: Any) -> Any:
-    """Build what `config` describes, `arguments` added to it.
+def instantiate(config: Mapping[str, Any], where: str, *, base: type = nn.Module, **arguments: Any) -> Any:
+    """Build what `config` describes, `arguments` added to it; each class in it has to be a `base`.
 
     Raises:
-        ValueError: `_target_` is missing, not allowed, unknown, or refuses its arguments.
+        ValueError: `_target_` is missing, not allowed, unknown, no `base`, or refuses its arguments.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate
@@ -69,7 +73,7 @@ def instantiate(config: Mapping[str, Any], where: str, **arguments: Any) -> Any:
         raise ValueError(f"{where}: needs a _target_, the class to build")
     check_targets(config, where)
     for key, target in _targets(config, where):
-        _check_class(key, target)
+        _check_class(key, target, base)
     try:
         return hydra_instantiate(dict(config), _convert_="all", **arguments)
     except InstantiationException as error:

@@ -36,7 +36,8 @@ class ValidationLosses:
         """Take in a batch of the data set `name`."""
         mine = self._sums.setdefault(name, {})
         for key, value in {**sums.named(), "loss": objective, "frames": sums.num_frames}.items():
-            mine[key] = mine.get(key, torch.zeros((), device=value.device)) + value.detach()
+            # Not the default dtype: in bf16-true that is bf16, which counts no further than 256.
+            mine[key] = mine.get(key, torch.zeros((), device=value.device, dtype=torch.float32)) + value.detach()
 
     def log(self, prefix: str, device: torch.device, log: Callable[[str, Tensor], None]) -> None:
         """Log `<prefix>_loss_<dataset>` and so on, and `<prefix>_loss` over all; every rank has to call it."""
@@ -47,7 +48,7 @@ class ValidationLosses:
             if _is_distributed():
                 torch.distributed.all_reduce(sums)
             by_key = dict(zip(keys, sums, strict=True))
-            total = {key: total.get(key, torch.zeros((), device=device)) + by_key[key] for key in keys}
+            total = {key: total[key] + by_key[key] if key in total else by_key[key] for key in keys}
             _log_means(by_key, prefix, f"_{name}", log)
         _log_means(total, prefix, "", log)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s2s_model.llm import exact_positions
 from s2s_parallel.mismatch import explain_mismatch
 
 SAFETENSORS = "model.safetensors"
@@ -86,7 +87,8 @@ def _cast_the_rest(model: nn.Module) -> None:
     """Bring what isn't saved (tables of positions) to the dtype of the weights, as casting the model would have."""
     for part in [model] if _one_dtype(model) else model.children():
         if dtype := _one_dtype(part):
-            part.to(dtype=dtype)
+            with exact_positions(part):
+                part.to(dtype=dtype)
 
 
 def _one_dtype(module: nn.Module) -> torch.dtype | None:

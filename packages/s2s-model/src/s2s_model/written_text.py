@@ -47,8 +47,8 @@ class TextWriter:
             return ""
         self._turn.append(token)
         text = self._tokenizer.ids_to_text(self._turn)
-        if text.endswith("\ufffd") or not text.startswith(self._written):
-            return ""  # a character whose last byte is still to come, or a piece that changes those before it
+        if text.endswith("\ufffd"):
+            return ""  # a character whose last byte is still to come
         return self._add(text)
 
     def close(self) -> str:
@@ -56,7 +56,7 @@ class TextWriter:
         if self._turn is None:
             return ""
         text = self._tokenizer.ids_to_text(self._turn)
-        piece = self._add(text) if text.startswith(self._written) else ""
+        piece = self._add(text)
         self._turn, self._written = None, ""
         return piece
 

@@ -1,5 +1,6 @@
 """From the config to an encoder: whose it is, and who builds it."""
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from s2s_model.perception.hugging_face_encoders import FAMILIES
 from s2s_model.targets import check_targets
 
 PERCEPTION_TARGET = "nemo.collections.speechlm2.modules.perception.AudioPerceptionModule"
+KEYS = (
+    "target", "output_dim", "preprocessor", "encoder", "modality_adapter", "spec_augment", "activation_checkpointing"
+)  # fmt: skip
 
 
 def build_perception(config: ModelConfig, hidden_size: int, frame_length_s: float) -> Perception:
@@ -24,16 +28,25 @@ def build_perception(config: ModelConfig, hidden_size: int, frame_length_s: floa
     """
     section = _plain(config.perception)
     check_targets(section, "model.perception")
+    _check_keys(section)
     if section.get("target", PERCEPTION_TARGET) != PERCEPTION_TARGET:
         raise ValueError(
             f"model.perception.target is {section['target']}: only {PERCEPTION_TARGET} is known, remove it"
         )
     checkpointing = bool(section.get("activation_checkpointing"))
     source = None if config.pretrained_asr in (None, "", "none") else str(config.pretrained_asr)
-    build = _build_hugging_face if _is_hugging_face(section, source) else _build_nemo
+    build = _build_hugging_face if is_hugging_face(section, source) else _build_nemo
     perception = build(section, source, config.pretrained_weights, hidden_size, frame_length_s)
     perception.activation_checkpointing(checkpointing)
     return perception
+
+
+def _check_keys(section: dict[str, Any]) -> None:
+    for key in section:
+        if key not in KEYS:
+            near = difflib.get_close_matches(key, KEYS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(KEYS)}"
+            raise ValueError(f"model.perception.{key} is unknown: {hint}")
 
 
 def _plain(section: Any) -> dict[str, Any]:
@@ -56,7 +69,8 @@ def _build_hugging_face(*arguments: Any) -> Perception:
     return build_hugging_face(*arguments)
 
 
-def _is_hugging_face(section: dict[str, Any], source: str | None) -> bool:
+def is_hugging_face(section: dict[str, Any], source: str | None) -> bool:
+    """Whether the encoder is one of transformers: described as such, or found at `source`."""
     encoder = section.get("encoder") or {}
     if "model_type" in encoder:
         return True

@@ -26,6 +26,7 @@ def recompute_in_backward(module: nn.Module, enabled: bool) -> None:
 def _checkpointed(forward: Callable[..., Any], norms: list[_BatchNorm], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
+    norms = [norm for norm in norms if norm.training]
     if norms:
         kwargs["context_fn"] = partial(_contexts, norms)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)

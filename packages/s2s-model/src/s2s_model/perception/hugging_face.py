@@ -193,8 +193,9 @@ def _has_extractor(folder: Path) -> bool:
 
 def _plain_config(config: Any) -> dict[str, Any]:
     """The config's keys that differ from the family's defaults, without what transformers adds about a file."""
-    about_file = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
-    return {**{k: v for k, v in config.to_diff_dict().items() if k not in about_file}, "model_type": config.model_type}
+    about_file = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"}
+    kept = set(type(config)().to_dict()) - about_file  # old files of the hub hold keys that no class knows
+    return {**{k: v for k, v in config.to_diff_dict().items() if k in kept}, "model_type": config.model_type}
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from s2s_model.codecs.base import float32_only
+
 Augment = Callable[[Tensor, Tensor], Tensor]  # features [B, F, T] and their lengths [B] to features
 
 
@@ -105,13 +107,14 @@ class Whisper(Family):
         size = encoder.config.max_source_positions * hop
         pieces = [piece for recording in audio for piece in recording.split(size)]
         device = audio[0].device
-        features_PFT = extractor(
-            [piece.detach().cpu().numpy() for piece in pieces],
-            sampling_rate=extractor.sampling_rate,
-            max_length=size,
-            return_tensors="pt",
-            device=str(device),
-        )["input_features"].to(device)
+        with float32_only(device.type):  # its window is made in the default dtype
+            features_PFT = extractor(
+                [piece.detach().cpu().numpy() for piece in pieces],
+                sampling_rate=extractor.sampling_rate,
+                max_length=size,
+                return_tensors="pt",
+                device=str(device),
+            )["input_features"].to(device)
         frames_P = torch.tensor([math.ceil(len(piece) / extractor.hop_length) for piece in pieces], device=device)
         features_PFT = augment(features_PFT, frames_P)
         vectors_PTC = encoder(features_PFT.to(encoder.conv1.weight.dtype)).last_hidden_state
@@ -131,7 +134,12 @@ class Wav2Vec2Bert(Family):
     config_class = "Wav2Vec2BertConfig"
     extractor_class = "SeamlessM4TFeatureExtractor"
     # model.perception.spec_augment says what is masked; the family masks by default.
-    defaults: ClassVar[dict[str, Any]] = {"layerdrop": 0.0, "apply_spec_augment": False}
+    defaults: ClassVar[dict[str, Any]] = {
+        "layerdrop": 0.0,
+        "apply_spec_augment": False,
+        "mask_time_prob": 0.0,  # else there is a mask vector that gets no gradient, which DDP refuses
+        "mask_feature_prob": 0.0,
+    }
     hop_length = 160  # fixed in its feature extractor
     min_samples = 720  # the features of one vector, with the extractor's window of 400 samples
 

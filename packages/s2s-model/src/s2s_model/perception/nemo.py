@@ -3,6 +3,7 @@
 Shapes: `B` batch, `T` frames (80 ms), `S` samples, `F` mel features, `C` channels, `H` hidden.
 """
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from s2s_model.perception.base import Perception, check_frame_length
 from s2s_model.perception.streaming import PerceptionStream
 from s2s_model.targets import instantiate
 
+log = logging.getLogger(__name__)
 ASR_KEY = "model.pretrained_asr"
 MULTI_LAYER = f"{NEMO_MODULES}.MultiLayerProjectionConnector"
 
@@ -115,6 +117,8 @@ def build_nemo(
     section = {**section, "output_dim": hidden_size}
     asr = _load_asr(source) if source is not None and pretrained_weights else None
     if asr is not None:
+        if section.get("preprocessor"):
+            log.warning("model.perception.preprocessor is left out: the features are those of %s", source)
         section |= _from_asr(asr.cfg, section)
     elif source is not None and "_target_" not in (section.get("encoder") or {}):
         described = {"preprocessor": section["preprocessor"]} if section.get("preprocessor") else {}

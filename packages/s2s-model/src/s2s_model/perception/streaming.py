@@ -72,6 +72,11 @@ class PerceptionStream:
         """Sessions that have heard no more than the lookahead: a push gave zeros for them, if anything."""
         return [row for row, heard in enumerate(self._heard) if heard <= self.lookahead_frames]
 
+    @property
+    def unheard_rows(self) -> list[int]:
+        """Sessions that have heard nothing since they began."""
+        return [row for row, heard in enumerate(self._heard) if heard == 0]
+
     @torch.no_grad()
     def push(self, audio_BS: Tensor) -> Tensor:
         """Hear a whole number of frames' samples.
