@@ -241,12 +241,16 @@ def test_a_folder_that_is_no_codec_says_what_it_is(tmp_path, llm_dir):
         load_codec(llm_dir)
     with pytest.raises(FileNotFoundError, match=r"^model\.x: no folder"):
         load_codec(str(tmp_path / "none"), key="model.x")
+    (tmp_path / "codec.nemo").touch()
+    with pytest.raises(FileNotFoundError, match=r"^model\.x: no folder .*: did you mean .*/codec\.nemo\?$"):
+        load_codec(str(tmp_path / "codec"), key="model.x")
 
 
 def test_a_name_that_nobody_knows_says_what_both_said(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else the hub is asked six times
     with pytest.raises(
-        ValueError, match=r"^model\.x: no codec 'no-such-codec': transformers says: .*NeMo says: .+"
+        ValueError,
+        match=r"^model\.x: no codec 'no-such-codec': it is no folder .*=/path\)\. transformers says: .*NeMo says: .+",
     ) as e:
         load_codec("no-such-codec", key="model.x")
     assert "\n" not in str(e.value)

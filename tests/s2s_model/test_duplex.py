@@ -122,6 +122,11 @@ def test_positions_stay_exact_in_bf16(config):
         assert torch.equal(buffer, exact[name])
 
 
+def test_lightnings_way_to_load_a_checkpoint_names_ours():
+    with pytest.raises(ValueError, match=r"train:export RUN OUT.*from_pretrained"):
+        DuplexS2SModel.load_from_checkpoint("last.ckpt")
+
+
 def test_missing_files_say_which_key(config, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model\.pretrained_audio_codec: no file"):
         DuplexS2SModel(config | {"pretrained_audio_codec": str(tmp_path / "no.nemo")})
@@ -225,7 +230,7 @@ def test_validation_losses_count_frames_in_float32_under_bf16(model):
 
 def test_too_many_steps_that_are_not_finite_end_the_run(config, tmp_path):
     model = DuplexS2SModel(config | {"max_nonfinite_steps": 1})
-    with pytest.raises(FloatingPointError, match=r"cuts bad-0: step 2 of this kind.*max_nonfinite_steps allows 1"):
+    with pytest.raises(FloatingPointError, match=r"cuts bad-0, after 1 such steps.*max_nonfinite_steps is 1"):
         fit_on(model, tmp_path, [poisoned((8,)), make_batch((8,)), poisoned((8,)), make_batch((8,))])
 
 
@@ -281,6 +286,10 @@ def test_delays_move_text_and_speech_against_each_other(config):
         ({"delay_source_text_by": 2}, r"delay_source_text_by has no effect without model\.predict_user_text"),
         ({"hide_codes_share": 1.5}, r"model\.hide_codes_share is 1\.5"),
         ({"generation": {"audio": {"temperature": -1}}}, r"model\.generation\.audio\.temperature is -1"),
+        ({"token_loss_weight": {"pad": -1.0}}, r"model\.token_loss_weight\.pad is -1\.0"),
+        ({"audio_loss_weight": float("inf")}, r"model\.audio_loss_weight is inf"),
+        ({"asr_loss_weight": 3.0}, r"asr_loss_weight has no effect without model\.predict_user_text"),
+        ({"delay_text_channel_by": 2, "advance_text_channel_by": 1}, r"are opposed"),
         ({"codebook_loss_weight": [1.0]}, r"has 1 numbers, the codec 2 codebooks"),
     ],
 )

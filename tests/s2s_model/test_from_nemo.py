@@ -160,7 +160,7 @@ def test_paths_of_another_machine_are_replaced(checkpoint, llm_dir, codec_path, 
     config = whole["hyper_parameters"]["cfg"]
     config |= {"pretrained_llm": "/theirs/llm", "pretrained_audio_codec": "/theirs/codec.nemo", "speaker_loss": 1}
     torch.save(whole, tmp_path / "theirs.ckpt")
-    with pytest.raises(ValueError, match=r"'/theirs/llm'.*from_nemo\(checkpoint, pretrained_llm=\.\.\."):
+    with pytest.raises(ValueError, match=r"no folder /theirs/llm .*from_nemo\(checkpoint, pretrained_llm=\.\.\."):
         DuplexS2SModel.from_nemo(tmp_path / "theirs.ckpt")
     DuplexS2SModel.from_nemo(tmp_path / "theirs.ckpt", pretrained_llm=llm_dir, pretrained_audio_codec=codec_path)
 
@@ -209,8 +209,18 @@ def test_files_that_are_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="damaged or no checkpoint"):
         DuplexS2SModel.from_nemo(tmp_path / "cut.ckpt")
     torch.save({"weights": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"needs a state_dict and hyper_parameters\.cfg, and holds weights"):
+    with pytest.raises(
+        ValueError, match=r"needs a state_dict and hyper_parameters\.cfg, and holds weights\. .*hatch run train:export"
+    ):
         DuplexS2SModel.from_nemo(tmp_path / "other.ckpt")
+
+
+def test_what_other_functions_load_is_refused_by_name(checkpoint, codec_path, tmp_path):
+    DuplexS2SModel.from_nemo(checkpoint).save_pretrained(tmp_path / "export")
+    with pytest.raises(ValueError, match=r"of this project's save_pretrained: use from_pretrained\('.*/export'\)"):
+        DuplexS2SModel.from_nemo(tmp_path / "export")
+    with pytest.raises(ValueError, match=r"is a \.nemo archive: from_nemo reads Lightning's \.ckpt and folders"):
+        DuplexS2SModel.from_nemo(codec_path)
 
 
 def test_a_tokenizer_without_pad_is_padded_as_nemo_does_it(codec_path, tmp_path):

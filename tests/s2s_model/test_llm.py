@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -265,6 +266,64 @@ def test_a_gguf_file_gives_the_weights_that_it_was_written_from(tmp_path, name):
 def test_a_gguf_file_that_isnt_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"model\.pretrained_llm: no file .*none\.gguf.*org/repo/file\.gguf"):
         load_llm(str(tmp_path / "none.gguf"), pretrained_weights=True)
+
+    (tmp_path / "nine.gguf").touch()
+    with pytest.raises(ValueError, match=r"no file .*none\.gguf .*: did you mean .*/nine\.gguf\?"):
+        load_llm(str(tmp_path / "none.gguf"), pretrained_weights=True)
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """A folder of models in the current one, and a hub that isn't reached: nothing is cached."""
+    import huggingface_hub.constants as hub
+
+    (tmp_path / "parts" / "qwen").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "parts"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("parts/qwn", r", and the hub isn't asked, as parts is a folder here: did you mean parts/qwen\?$"),
+        ("./parts/qwn", r": did you mean parts/qwen\?$"),
+        ("./prts/qwen", r": did you mean parts/qwen\?$"),
+        ("~/parts/qwn", r": did you mean .+/parts/qwen\?$"),
+        ("parts/mistral", r": check the path, or download the model of this name"),
+        ("/nowhere/at/all", r": check the path$"),
+    ],
+)
+def test_a_mistyped_path_is_refused_before_the_hub_is_asked(parts, monkeypatch, name, hint):
+    monkeypatch.setenv("HOME", str(parts.parent))
+    where = re.escape(f"model.pretrained_llm: no folder {name} (in {parts.parent})")
+    with pytest.raises(FileNotFoundError, match=f"^{where}{hint}"):
+        load_llm(name, pretrained_weights=False)
+
+
+def test_a_name_that_the_hub_doesnt_give_says_what_to_do(parts):
+    words = r"it is no folder \(in {}\), and the hub gives none of this name: .+; download it and .*llm=/path\)$"
+    with pytest.raises(ValueError, match=words.format(re.escape(str(parts.parent)))):
+        load_llm("some/llm", pretrained_weights=False)
+    with pytest.raises(ValueError, match=r"\(in .*; did you mean parts/qwen\?\)"):
+        load_llm("prts/qwen", pretrained_weights=False)
+
+
+def test_a_name_in_the_hubs_cache_is_loaded_beside_a_folder_of_its_first_word(parts):
+    repository = parts.parent / "cache" / "models--parts--llama"
+    make_family("llama-tinyllama", repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    assert load_llm("parts/llama", pretrained_weights=False).config.model_type == "llama"
+
+
+def test_a_path_in_the_home_folder_and_a_file(parts, monkeypatch):
+    monkeypatch.setenv("HOME", str(parts))
+    make_family("llama-tinyllama", parts / "qwen")
+    assert load_llm("~/qwen", pretrained_weights=False).config.model_type == "llama"
+    with pytest.raises(ValueError, match=r"config\.json is a file: give the folder that it lies in"):
+        load_llm("parts/qwen/config.json", pretrained_weights=False)
 
 
 def test_without_the_gguf_package_the_extra_is_named(tmp_path, monkeypatch):

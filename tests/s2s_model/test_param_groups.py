@@ -118,6 +118,13 @@ def test_a_module_gets_its_own_learning_rate_and_the_first_match_counts():
     }  # fmt: skip
 
 
+def test_a_misspelt_argument_of_a_group_is_refused():
+    """torch keeps it and ignores it."""
+    groups = [{"match": "^llm", "lrr": 0.5}]
+    with pytest.raises(ValueError, match=r"param_groups\[0\]\.lrr is no argument of torch\.optim\.AdamW.*mean lr"):
+        build_optimizers(mixed(), {"_target_": "torch.optim.AdamW"}, None, groups)
+
+
 def test_a_group_that_matches_nothing_trained_is_refused():
     net = mixed()
     net["perception"].requires_grad_(False)

@@ -172,7 +172,9 @@ def test_a_name_of_the_hub(model, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     assert_same(DuplexS2SModel.from_pretrained("someone/duplex"), model)
-    with pytest.raises(FileNotFoundError, match=r"no model at 'someone/other': it is no folder .* hub gives none"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no model at 'someone/other': it is no folder .* hub gives none .*download it"
+    ):
         DuplexS2SModel.from_pretrained("someone/other")
 
 
@@ -223,8 +225,10 @@ def test_what_does_not_fit_is_named(export):
 
 
 def test_folders_that_are_no_export(export, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model at '/nowhere': it is no folder"):
-        DuplexS2SModel.from_pretrained("/nowhere")
+    with pytest.raises(FileNotFoundError, match=r"from_pretrained: no folder .*/exprt .*: did you mean .*/export\?$"):
+        DuplexS2SModel.from_pretrained(export.with_name("exprt"))
+    with pytest.raises(ValueError, match=r"is a file.* NeMo's .* from_nemo, and a run's .* hatch run train:export"):
+        DuplexS2SModel.from_pretrained(export / "model.safetensors")
     with pytest.raises(ValueError, match=r"generaton is neither an argument nor a key .* did you mean generation\?"):
         DuplexS2SModel.from_pretrained(export, generaton={})
     weights = (export / "model.safetensors").read_bytes()

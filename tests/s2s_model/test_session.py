@@ -188,14 +188,54 @@ def test_wrong_use_is_told(model):
     with pytest.raises(ValueError, match="batch_size is 0"):
         model.open_session(batch_size=0)
     session = model.open_session(batch_size=2)
-    with pytest.raises(ValueError, match=r"shape \[1280\].*\[2, S\]"):
+    with pytest.raises(ValueError, match=r"shape \[1280\].*\[B, S\]"):
         session.push(torch.zeros(1280))
     with pytest.raises(ValueError, match=r"no session 2.*0 to 1"):
-        session.reset([2])
+        session.reset(2)
+    with pytest.raises(ValueError, match=r"audio is torch\.int16.*divide int16 by 32768"):
+        session.push(torch.zeros(2, FRAME, dtype=torch.int16))
+    noise = audio(2, 3)
+    noise[1, 100] = float("nan")
+    with pytest.raises(ValueError, match="audio of row 1 isn't finite"):
+        session.push(noise)
+    assert session.push(torch.zeros(2, 0)).tokens_BN.shape == (2, 0)
+    with pytest.raises(ValueError, match=r"temprature.*temperature, top_k and top_p"):
+        model.open_session(config={"text": {"temprature": 1}})
     model.train()
     with pytest.raises(ValueError, match=r"model\.eval\(\)"):
         model.open_session()
     model.eval()
+
+
+def test_after_a_flush_the_session_begins_anew(model):
+    heard = audio(1, 6)
+    session = model.open_session()
+    first, second = run(session, heard, [FRAME]), run(session, heard, [2 * FRAME])
+    assert torch.equal(joined(first, "codes_BNK"), joined(second, "codes_BNK"))
+
+
+def test_one_call_may_sample_as_it_likes(model):
+    heard = audio(1, 12)
+    warm = {"text": {"temperature": 2.0}, "audio": {"temperature": 2.0}}
+    session = model.open_session(config=warm, generator=torch.Generator().manual_seed(3))
+    live = joined(run(session, heard, [FRAME]), "codes_BNK")
+    lens = torch.tensor([heard.shape[1]])
+    drawn = model.offline_inference(heard, lens, config=warm, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(live, drawn["tokens_audio"])
+    assert not torch.equal(live, offline(model, heard)["tokens_audio"])
+
+
+def test_recordings_that_are_none_are_told(model):
+    heard = audio(2, 4)
+    for wrong, lens, message in (
+        (heard[0], torch.tensor([100]), r"shape \[5120\]"),
+        (heard.numpy(), torch.tensor([100, 100]), r"shape ndarray"),
+        (heard[:, :0], torch.tensor([0, 0]), r"shape \[2, 0\]"),
+        (heard, torch.tensor([100]), r"input_signal_lens is \[100\].*2 recordings"),
+        (heard, torch.tensor([100, 99999]), r"99999\].*5120 at most"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.offline_inference(wrong, lens)
 
 
 def test_text_is_written_as_it_comes_and_ends_with_its_turn(model):

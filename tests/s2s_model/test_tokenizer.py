@@ -1,4 +1,5 @@
 import logging
+import re
 
 import pytest
 
@@ -101,12 +102,14 @@ def llama_2():
         ),
         (
             phi_3,
-            r"'<\|endoftext\|>' as pad and as eos.* set model\.text_pad_token to .* example <\|placeholder1\|>",
+            r"'<\|endoftext\|>' as pad and as eos.* set model\.text_pad_token to .* example <\|placeholder1\|>"
+            r" or <\|assistant\|>$",
             {"pad_token": "<|placeholder1|>"},
         ),
         (
             gpt_2,
-            r"no pad token: set model\.text_pad_token to a token .* \(it has no unused special tokens\)$",
+            r"no pad token: set model\.text_pad_token to a token .* \(it has no unused special tokens\); "
+            r".*'<\|endoftext\|>' as bos and as eos.*: set model\.text_bos_token to",
             {"pad_token": "ÿ", "bos_token": "þ"},
         ),
     ],
@@ -121,6 +124,18 @@ def test_a_tokenizer_that_lacks_a_control_token_is_refused_and_works_with_the_ke
     assert len({settled.pad_id, settled.bos_id, settled.eos_id}) == 3
     for token, token_id in ((settled.pad_token, settled.pad_id), (settled.eos_token, settled.eos_id)):
         assert tokenizer.convert_tokens_to_ids(token) == token_id
+
+
+def test_all_that_needs_settling_is_said_at_once_and_its_first_suggestions_work():
+    tokenizer = byte_level(LLAMA_3_SPARE)
+    with pytest.raises(ValueError, match=r"no pad token.*no bos token.*no eos token") as refused:
+        DuplexTokenizer(tokenizer)
+    suggested = re.findall(r"set model\.text_(\w+) to .*?, for example (\S+?)(?: or|;|$)", str(refused.value))
+    assert [key for key, _ in suggested] == ["pad_token", "bos_token", "eos_token"]
+    settled = DuplexTokenizer(tokenizer, **dict(suggested))
+    assert len({settled.pad_id, settled.bos_id, settled.eos_id}) == 3
+    with pytest.raises(ValueError, match=r"'<nil>' isn't one token.*as bos and as eos.* set model\.text_eos_token"):
+        DuplexTokenizer(llama_3(), pad_token="<nil>", bos_token="<|end_of_text|>")
 
 
 def test_the_key_named_is_one_that_isnt_set_yet():
@@ -199,5 +214,13 @@ def test_a_gguf_file_has_its_tokenizer_whatever_lies_beside_it(tmp_path, beside)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no tokenizer at .* model\.tokenizer_path or model\.pretrained_llm"):
+    with pytest.raises(ValueError, match=r"no tokenizer at .* which model\.pretrained_llm names"):
         load_tokenizer(str(tmp_path))
+    with pytest.raises(ValueError, match=r"no tokenizer at .* which model\.tokenizer_path names"):
+        load_tokenizer(str(tmp_path), key="model.tokenizer_path")
+
+
+def test_a_mistyped_path_is_refused_under_the_key_that_named_it(tmp_path):
+    (tmp_path / "qwen").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"model\.tokenizer_path: no folder .*qwn .* did you mean .*/qwen\?$"):
+        load_tokenizer(str(tmp_path / "qwn"), key="model.tokenizer_path")

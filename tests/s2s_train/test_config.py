@@ -44,6 +44,44 @@ def test_sections_defaults_and_overrides(tmp_path):
     assert cfg.data.frame_length == 0.08
 
 
+@pytest.mark.parametrize(
+    ("overrides", "lora"),
+    [
+        (["model.lora={r: 4}"], {"r": 4}),
+        (["model.lora.r=4", "model.lora.lora_alpha=8"], {"r": 4, "lora_alpha": 8}),
+        (["model.lora={r: 4}", "model.lora={lora_alpha: 8}"], {"r": 4, "lora_alpha": 8}),
+        (["model.lora.loftq_config.loftq_bits=4"], {"loftq_config": {"loftq_bits": 4}}),
+        (["model.lora.r=4", "model.lora=null"], None),
+        (["model.lora=null", "model.lora.r=4"], {"r": 4}),
+    ],
+)
+def test_overrides_open_a_section_that_is_null(tmp_path, overrides, lora):
+    path = write(tmp_path, TINY)
+    assert load_config(path).model.lora is None
+    assert load_config(path, overrides).model.lora == lora
+
+
+def test_overrides_of_other_null_values(tmp_path):
+    scheduler = "{_target_: torch.optim.lr_scheduler.LinearLR, total_iters: 3}"
+    overrides = [
+        f"model.lr_scheduler={scheduler}",
+        "model.lr_scheduler.total_iters=5",
+        "data.train_ds.bucket_batch_size=[4, 2]",
+        "data.train_ds.bucket_duration_bins=[3.5, 7]",
+        "data.train_ds.use_bucketing=true",
+        "trainer.max_epochs=2",
+    ]
+    cfg = load_config(write(tmp_path, TINY), overrides)
+    assert cfg.model.lr_scheduler == {"_target_": "torch.optim.lr_scheduler.LinearLR", "total_iters": 5}
+    assert (cfg.data.train_ds.bucket_batch_size, cfg.data.train_ds.bucket_duration_bins) == ([4, 2], [3.5, 7])
+    assert cfg.trainer.max_epochs == 2
+
+
+def test_an_override_mends_a_broken_interpolation(tmp_path):
+    broken = TINY + "  val_check_interval: ${trainer.limit_train_batch}\n"
+    assert load_config(write(tmp_path, broken), ["trainer.val_check_interval=7"]).trainer.val_check_interval == 7
+
+
 def test_trainer_keys_and_defaults_are_lightnings():
     signature = inspect.signature(Trainer.__init__).parameters
     assert {field.name: field.default for field in fields(TrainerConfig)} == {
@@ -61,6 +99,14 @@ def test_a_typo_is_told_with_path_line_and_the_nearest_key(tmp_path):
     [
         ("trainer.max_stepz=3", "unknown key trainer.max_stepz: did you mean trainer.max_steps?"),
         ("data.train_ds.batchsize=3", "unknown key data.train_ds.batchsize: did you mean data.train_ds.batch_size?"),
+        (
+            "model.token_loss_weight={padding: 0.3}",
+            "unknown key model.token_loss_weight.padding: did you mean model.token_loss_weight.pad?",
+        ),
+        ("trainer={max_stepz: 3}", "unknown key trainer.max_stepz: did you mean trainer.max_steps?"),
+        ("trainer={max_steps: many}", "trainer.max_steps: Value 'many' of type 'str' could not be converted"),
+        ("trainer.max_epochs.most=3", "trainer.max_epochs"),
+        ("trainer.max_epochs={most: 3}", "trainer.max_epochs"),
         ("trainr.max_steps=3", "unknown key trainr.max_steps: did you mean trainer?"),
         ("batch_duration=3", "unknown key batch_duration: did you mean data.train_ds.batch_duration?"),
         ("exp_manager.checkpoint_callback_params.monitr=x", "checkpoint_callback_params.monitor?"),

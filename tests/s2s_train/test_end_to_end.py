@@ -65,3 +65,4 @@ def test_rates_that_do_not_fit_end_in_one_line(config, monkeypatch, capsys):
     assert main(["fit", config.name, "name=rates", "data.target_sample_rate=24000"]) == 2
     last_line = capsys.readouterr().err.splitlines()[-1]
     assert "data.target_sample_rate is 24000 Hz, but the model's is 22050 Hz" in last_line
+    assert not Path("runs/rates").exists()

@@ -133,6 +133,10 @@ def test_what_can_be_mended_is_one_line(run, tmp_path, capsys):
     out = tmp_path / "out"
     assert "no run tiny: did you mean runs/tiny?" in told(capsys, "tiny", out)
     assert "no run runs/tinny: did you mean runs/tiny?" in told(capsys, "runs/tinny", out)
+    Path("runs/tinny_refused/checkpoints").mkdir(parents=True)
+    assert "no run runs/tinny: did you mean runs/tiny?" in told(capsys, "runs/tinny", out)
+    assert "no run runs/other (runs in runs: tiny)" in told(capsys, "runs/other", out)
+    assert "no run llm/other (and no run in llm has a checkpoint)" in told(capsys, "llm/other", out)
     assert "no checkpoint at runs/tiny/checkpoints/step=7.ckpt: give one of last.ckpt, step=1.ckpt" in told(
         capsys, run, out, "--checkpoint", "step=7.ckpt"
     )

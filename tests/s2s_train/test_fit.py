@@ -62,11 +62,32 @@ def test_max_time_per_run_saves_and_stops_and_the_next_run_has_it_anew(folder, c
     assert [line["step"] for line in metrics(done) if "train_loss" in line] == list(range(1, saved + 1))
 
 
+def contents(folder: RunFolder) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.path.rglob("*")}
+
+
 def test_a_checkpoint_of_another_shape_is_explained(folder, corpus):
     path = write_config(folder, corpus)
-    run(path, "run", "trainer.max_steps=2")
+    before = contents(run(path, "run", "trainer.max_steps=2"))
     with pytest.raises(ValueError, match=r"linear\.weight is \[1, 1\] in the checkpoint, \[3, 1\] in the model"):
-        run(path, "run", width=3)
+        run(path, "run", "model.text_loss_weight=7", width=3)
+    assert contents(RunFolder(folder / "runs" / "run")) == before, "a refused command changes nothing"
+
+
+def test_a_resumed_run_has_the_config_it_goes_on_with(folder, corpus):
+    path = write_config(folder, corpus)
+    run(path, "run", "trainer.max_steps=2")
+    done = run(path, "run", "trainer.max_steps=3")
+    assert yaml.safe_load(done.config.read_text())["trainer"]["max_steps"] == 3
+
+
+def test_a_new_run_from_a_finished_checkpoint_has_nothing_to_train_and_says_so(folder, corpus, capsys):
+    path = write_config(folder, corpus)
+    done = run(path, "run")
+    capsys.readouterr()
+    new = run(path, "new", f"exp_manager.resume_from_checkpoint={done.last_checkpoint}")
+    assert "finished trainer.max_steps=6; raise it" in capsys.readouterr().out
+    assert not new.path.exists()
 
 
 def _train_with_small_files_only(path: Path, report: Path) -> None:
@@ -124,6 +145,7 @@ def test_a_disk_that_refuses_a_checkpoint_ends_the_run_and_keeps_the_last_good_o
 def test_what_a_user_can_mend_is_said(folder, corpus, override, told):
     with pytest.raises((ValueError, OSError), match=told):
         run(write_config(folder, corpus), "run", override)
+    assert not (folder / "runs").exists(), "a run that never began leaves no folder"
 
 
 def test_nemos_trainer_keys_work(folder, corpus):

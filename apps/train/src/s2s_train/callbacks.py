@@ -1,4 +1,4 @@
-"""Throughput, and the clock that ends a run in time."""
+"""What a run does when training begins, its seeds and throughput, and the clock that ends it in time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,26 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
+
+from s2s_train.config import AppConfig
+from s2s_train.run_folder import RunFolder
+
+
+class RunFolderBegins(Callback):
+    """Makes the run's folders and writes its config when training begins.
+
+    By then the model is built, the checkpoint restored and the first batch read: a command that is refused before
+    leaves the run as it was, and a run that never began leaves no folder.
+    """
+
+    def __init__(self, folder: RunFolder, cfg: AppConfig) -> None:
+        self._folder = folder
+        self._cfg = cfg
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, on rank 0."""
+        if trainer.is_global_zero:
+            self._folder.prepare(self._cfg)
 
 
 class StepSeed(Callback):

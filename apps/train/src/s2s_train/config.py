@@ -95,9 +95,21 @@ def _override(config: DictConfig, override: str) -> None:
     try:
         # through OmegaConf, whose YAML reads 1e-4 as a number; an interpolation stays one
         parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+        _open_null_sections(config, key, parsed["value"])
         OmegaConf.update(config, key, parsed["value"], merge=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise explain(error, config, f"override {override!r}", key=key) from error
+
+
+def _open_null_sections(config: DictConfig, key: str, value: Any) -> None:
+    """Make each null section that `key=value` reaches into an empty one: OmegaConf can't merge into null."""
+    names = key.split(".")
+    sections = names if isinstance(value, dict) else names[:-1]
+    for depth in range(1, len(sections) + 1):
+        path = ".".join(names[:depth])
+        # the default stands for unknown keys and ???, which OmegaConf.update deals with
+        if OmegaConf.select(config, path, default="") is None:
+            OmegaConf.update(config, path, {}, merge=False)
 
 
 def _finish(config: DictConfig, lines: LineFinder, schema: type[Schema]) -> Schema:

@@ -50,10 +50,14 @@ class LineFinder:
 def explain(
     error: OmegaConfBaseException | yaml.YAMLError, config: Any, where: LineFinder | str, key: str = ""
 ) -> ConfigError:
-    """Turn OmegaConf's error about `config` (as it was before the mistake) into one line."""
+    """Turn OmegaConf's error about `config` (as it was before the mistake) into one line.
+
+    `key` is the override's, for errors that don't tell a key in it or below it.
+    """
     if isinstance(error, yaml.YAMLError):
         return ConfigError(f"{where}: {_yaml_problem(error)}")
-    full_key = key or error.full_key or ""
+    told = error.full_key or ""
+    full_key = told if told.startswith((f"{key}.", f"{key}[")) or not key else key
     place = where.locate(full_key) if isinstance(where, LineFinder) else where
     problem = str(error.msg or error).strip().splitlines()[0]
     unknown = isinstance(error, ConfigKeyError | ConfigAttributeError)

@@ -110,8 +110,12 @@ def _existing(run: RunFolder, checkpoint: Path) -> Path:
 
 
 def _others(run: RunFolder) -> str:
-    names = sorted(path.name for path in run.checkpoints.glob("*.ckpt"))
+    names = _checkpoints(run)
     return f" one of {', '.join(names)}" if names else ""
+
+
+def _checkpoints(run: RunFolder) -> list[str]:
+    return sorted(path.name for path in run.checkpoints.glob("*.ckpt"))
 
 
 def _best(run: RunFolder) -> Path:
@@ -127,15 +131,17 @@ def _best(run: RunFolder) -> Path:
 
 
 def _near(run: Path) -> str:
-    """A hint at the run that may be meant."""
+    """A hint at the run that may be meant, of those that have a checkpoint."""
     if in_runs := _in_runs(run):
         return in_runs
     parent = run.parent if run.parent.is_dir() and run.parent != Path() else Path(DEFAULT_RUNS_DIR)
-    names = [path.name for path in parent.glob("*") if path.is_dir()] if parent.is_dir() else []
+    names = [path.name for path in parent.glob("*") if _checkpoints(RunFolder(path))]
     near = difflib.get_close_matches(run.name, names, n=1, cutoff=0.4)
     if near:
         return f": did you mean {parent / near[0]}?"
-    return f" (runs in {parent}: {', '.join(sorted(names))})" if names else f" (and no runs in {parent})"
+    return (
+        f" (runs in {parent}: {', '.join(sorted(names))})" if names else f" (and no run in {parent} has a checkpoint)"
+    )
 
 
 def _in_runs(run: Path) -> str:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from s2s_eval.report import write_report
 from s2s_parallel.checkpoint import AtomicCheckpointIO
 from s2s_parallel.mismatch import explain_mismatch
-from s2s_train.callbacks import AudioThroughput, RunTimer, StepSeed
+from s2s_train.callbacks import AudioThroughput, RunFolderBegins, RunTimer, StepSeed
 from s2s_train.checkpoints import build_checkpoints
 from s2s_train.config import AppConfig
 from s2s_train.data_module import DuplexDataModule
@@ -44,6 +44,8 @@ class RunStopped(Exception):  # noqa: N818  not an error
 def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder) -> RunFolder:
     """Train as `cfg` says, from the run's last checkpoint if it has one; return the run's folder.
 
+    The folder is made, or its config.yaml replaced, when training begins: what is refused before changes nothing.
+
     Raises:
         ValueError, OSError: what the user can mend, each with one line that says how.
     """
@@ -59,7 +61,6 @@ def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder)
         callbacks=callbacks,
         root_dir=str(folder.path),
     )
-    rank_zero_only(folder.prepare)(cfg)
     model = build_model(cfg)
     _say(f"run folder {folder.path}" + (f", resuming from {checkpoint}" if checkpoint else ""))
     try:
@@ -67,7 +68,8 @@ def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder)
     except SystemExit as error:  # Lightning ends Ctrl-C with exit code 1, and SIGTERM with 0, as if all were done
         code = EXIT_SIGTERM if isinstance(error, SIGTERMException) else EXIT_SIGINT
         raise RunStopped(_stopped(trainer, folder), code) from error
-    rank_zero_only(write_report)(folder.path)
+    if folder.path.is_dir():  # a checkpoint that is at max_steps already, given to a new run, trains nothing
+        rank_zero_only(write_report)(folder.path)
     rank_zero_only(print_summary)(folder, trainer)
     return folder
 
@@ -81,6 +83,7 @@ def _stopped(trainer: Trainer, folder: RunFolder) -> str:
 def _callbacks(cfg: AppConfig, folder: RunFolder, jsonl: JsonlLogger) -> list[Callback]:
     every_n_steps = max(cfg.trainer.log_every_n_steps or LIGHTNINGS_LOG_EVERY_N_STEPS, 1)
     callbacks: list[Callback] = [
+        RunFolderBegins(folder, cfg),
         StepSeed(cfg.seed),
         MetricsFollowSteps(jsonl),
         AudioThroughput(cfg.data.source_sample_rate, every_n_steps),

@@ -25,7 +25,8 @@ def check_fingerprint(cut: Cut, expected: str | None) -> None:
         made_by = f"the codec {found}" if found else "a codec that isn't named"
         raise DataError(
             f"{place_of(cut)}: its {TARGET_CODES} were made by {made_by}, but the model's codec is "
-            f"{expected}: use that codec, or encode the data with the model's"
+            f"{expected}: use that codec, or encode the data with the model's: s2s-data encode DATA OUT --codec "
+            "s2s_model.codecs:load_codec --codec-args name_or_path=CODEC, see docs/import.md"
         )
 
 

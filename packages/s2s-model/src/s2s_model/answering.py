@@ -3,6 +3,7 @@
 Shapes: `B` batch, `T` frames (80 ms), `S` samples, `K` codebooks, `H` hidden.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 from s2s_model.generation import FrameModel, Generated, generate
 from s2s_model.llm import llm_body, text_config
 from s2s_model.network import DuplexNetwork
-from s2s_model.sampling import GenerationConfig
-from s2s_model.session import DuplexSession
+from s2s_model.sampling import GenerationConfig, as_generation_config
+from s2s_model.session import DuplexSession, check_audio
 from s2s_model.written_text import text_turns
 
 
@@ -34,10 +35,14 @@ class AnsweringNetwork(DuplexNetwork):
 
     @torch.no_grad()
     def generate(
-        self, source_BTH: Tensor, config: GenerationConfig | None = None, generator: torch.Generator | None = None
+        self,
+        source_BTH: Tensor,
+        config: GenerationConfig | Mapping[str, Any] | None = None,
+        generator: torch.Generator | None = None,
     ) -> Generated:
         """Generate text and codes for encoded user frames [B, T, H]; `config` is by default `model.generation`."""
-        return generate(self.frame_model(), source_BTH, config or self.cfg.generation, generator)
+        config = as_generation_config(config or self.cfg.generation)
+        return generate(self.frame_model(), source_BTH, config, generator)
 
     @torch.no_grad()
     def offline_inference(
@@ -45,10 +50,13 @@ class AnsweringNetwork(DuplexNetwork):
         input_signal: Tensor,
         input_signal_lens: Tensor,
         decode_audio: bool = True,
-        config: GenerationConfig | None = None,
+        config: GenerationConfig | Mapping[str, Any] | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Any]:
-        """Answer whole user recordings [B, S] of `input_signal_lens` [B] samples.
+        """Answer whole user recordings [B, S] of `input_signal_lens` [B] samples, floats from -1 to 1.
+
+        `config` says how tokens are chosen, by default as `model.generation` does; a mapping such as
+        `{"text": {"temperature": 0.7}}` will do.
 
         Returns:
             `text`: B strings; `text_turns`: for each its turns as (start_s, end_s, text);
@@ -56,7 +64,30 @@ class AnsweringNetwork(DuplexNetwork):
             behind the text; `tokens_len` [B]; with `predict_user_text` also `user_text`, `user_text_turns` and
             `tokens_user_text`; and, if `decode_audio`, `audio` [B, S'] float32 at the codec's rate with
             `audio_len` [B].
+
+        Raises:
+            ValueError: the audio isn't finite floats of that shape, or the model is in training mode.
         """
+        if self.training:
+            raise ValueError("the model is in training mode, in which dropout is active: call model.eval() first")
+        check_audio(input_signal)
+        if input_signal_lens.shape != input_signal.shape[:1] or int(input_signal_lens.max()) > input_signal.shape[1]:
+            raise ValueError(
+                f"input_signal_lens is {input_signal_lens.tolist()}: give the samples of each of the "
+                f"{len(input_signal)} recordings, {input_signal.shape[1]} at most"
+            )
+        return self.answer(input_signal, input_signal_lens, decode_audio, config, generator)
+
+    @torch.no_grad()
+    def answer(
+        self,
+        input_signal: Tensor,
+        input_signal_lens: Tensor,
+        decode_audio: bool = True,
+        config: GenerationConfig | Mapping[str, Any] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Any]:
+        """As `offline_inference`, for audio that is known to be right."""
         source_BTH, lens_B = self.encode_source(input_signal, input_signal_lens)
         generated = self.generate(source_BTH, config, generator)
         turns, text = self._written(generated.text_BT, lens_B)
@@ -90,7 +121,7 @@ class AnsweringNetwork(DuplexNetwork):
         self,
         batch_size: int = 1,
         max_duration_s: float = 300.0,
-        config: GenerationConfig | None = None,
+        config: GenerationConfig | Mapping[str, Any] | None = None,
         generator: torch.Generator | None = None,
     ) -> DuplexSession:
         """Open live conversations: audio is pushed in as it comes, text and audio come out frame by frame.
@@ -104,4 +135,5 @@ class AnsweringNetwork(DuplexNetwork):
         Raises:
             ValueError: the encoder has to hear the whole recording, or the model is in training mode.
         """
-        return DuplexSession(self, batch_size, max_duration_s, config or self.cfg.generation, generator)
+        config = as_generation_config(config or self.cfg.generation)
+        return DuplexSession(self, batch_size, max_duration_s, config, generator)

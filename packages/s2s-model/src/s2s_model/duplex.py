@@ -6,7 +6,7 @@ What it computes is in `network.py`, how it answers in `answering.py`.
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning import LightningModule
@@ -67,6 +67,14 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         loss: Tensor = objective / divisor * self._num_batches_of_a_step()
         return loss
 
+    def on_train_start(self) -> None:
+        """Warn of adapters to an LLM that knows nothing."""
+        if self.cfg.lora is not None and not self.cfg.pretrained_weights and self.global_step == 0:
+            log.warning(
+                "model.lora trains adapters only, and model.pretrained_weights is false: the LLM's own weights stay "
+                "as they were drawn"
+            )
+
     def on_train_batch_start(self, batch: DuplexBatch, batch_idx: int) -> None:
         """Keep the running statistics as they are before a step: a skipped one mustn't leave NaN in them."""
         if self._window.is_new:
@@ -108,7 +116,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         what = f"train_loss or its gradient isn't finite at step {self.global_step} on cuts {', '.join(cuts)}"
         if self._num_nonfinite_steps > self.cfg.max_nonfinite_steps:
             raise FloatingPointError(
-                f"{what}: step {self._num_nonfinite_steps} of this kind, model.max_nonfinite_steps allows "
+                f"{what}, after {self._num_nonfinite_steps - 1} such steps: model.max_nonfinite_steps is "
                 f"{self.cfg.max_nonfinite_steps}. Look at these cuts, or lower model.optimizer.lr"
             )
         log.warning("%s: the step is skipped (%d so far)", what, self._num_nonfinite_steps)
@@ -170,7 +178,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         sums = self(batch)
         objective = sums.objective(self.cfg)
         self._validation.add(name, sums, objective)
-        answer = self.offline_inference(batch["source_audio"], batch["source_audio_lens"])
+        answer = self.answer(batch["source_audio"], batch["source_audio_lens"])
         codes_BTK, code_lens = self.target_codes(batch)
         ceiling_BS, ceiling_lens = self.audio_codec.decode(codes_BTK, code_lens)
         return ValOutput(
@@ -211,6 +219,14 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         from s2s_model.pretrained import save
 
         save(self, Path(folder), with_codec=with_codec)
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: Lightning's checkpoint of a run is read with the run's config."""
+        raise ValueError(
+            "a checkpoint is read with its run: hatch run train:export RUN OUT, then from_pretrained(OUT); for NeMo's, "
+            "from_nemo(CHECKPOINT)"
+        )
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, **overrides: Any) -> "DuplexS2SModel":

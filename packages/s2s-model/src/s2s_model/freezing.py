@@ -48,6 +48,8 @@ def compile_pattern(pattern: str, where: str, names: list[str]) -> re.Pattern[st
     except re.error as error:
         raise ValueError(f"{where}: {pattern!r} is no regular expression: {error}") from error
     if not any(regex.match(name) for name in names):
-        some = ", ".join(names[:3])
-        raise ValueError(f"{where}: {pattern!r} matches no parameter; the names look like {some}")
+        parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
+        raise ValueError(
+            f"{where}: {pattern!r} matches no parameter; they look like {names[0]}, and begin with one of {parts}"
+        )
     return regex

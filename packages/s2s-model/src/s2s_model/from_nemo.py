@@ -16,7 +16,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from s2s_model.config import ModelConfig
+from s2s_model.llm import KEY
 from s2s_model.model_section import with_overrides, without_weights
+from s2s_model.names import folder_or_hub_name
+from s2s_model.pretrained import is_export
 from s2s_model.weights import cast_weights, put_weights, read_checkpoint, read_safetensors
 
 if TYPE_CHECKING:
@@ -53,8 +56,8 @@ def load_nemo_checkpoint(
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: it can't be read without `trusted`, its config builds no model, it was trained with another codec,
-            or weights are left over or missing; the message names them.
+        ValueError: it is of another kind, can't be read without `trusted`, its config builds no model, it was
+            trained with another codec, or weights are left over or missing; the message names them.
     """
     from s2s_model.duplex import DuplexS2SModel
 
@@ -84,6 +87,7 @@ def load_nemo_checkpoint(
 
 def _read(path: Path, trusted: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The `model` section of NeMo's config, and the state dict."""
+    _check_kind(path)
     if path.is_dir() and (path / "config.json").is_file():
         return _of_folder(json.loads((path / "config.json").read_text()), path), read_safetensors(path)
     if not path.exists():
@@ -93,11 +97,22 @@ def _read(path: Path, trusted: bool) -> tuple[dict[str, Any], dict[str, Tensor]]
     if config is None or "state_dict" not in checkpoint:
         raise ValueError(
             f"{path} isn't of NeMo's DuplexS2SModel: it needs a state_dict and hyper_parameters.cfg, and holds "
-            f"{', '.join(sorted(checkpoint)) or 'nothing'}"
+            f"{', '.join(sorted(checkpoint)) or 'nothing'}. A run's checkpoint of this project is exported by "
+            "hatch run train:export, and its folder is loaded by from_pretrained"
         )
     plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}, checkpoint["state_dict"]
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what another function loads."""
+    if path.is_dir() and is_export(path):
+        raise ValueError(f"{path} is a folder of this project's save_pretrained: use from_pretrained({str(path)!r})")
+    if path.is_file() and path.suffix == ".nemo":
+        raise ValueError(
+            f"{path} is a .nemo archive: from_nemo reads Lightning's .ckpt and folders of NeMo's save_pretrained"
+        )
 
 
 def _of_folder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -124,7 +139,8 @@ def _control_tokens(section: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(section.get("tokenizer_path") or section["pretrained_llm"])
+        name = folder_or_hub_name(section.get("tokenizer_path") or section["pretrained_llm"], KEY)
+        tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError):  # building the model says it better
         return section
     fallbacks = {

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s2s_model.names import did_you_mean, first_line, folder_or_hub_name, why_not_loaded
+
 log = logging.getLogger(__name__)
 KEY = "model.pretrained_llm"
 
@@ -27,12 +29,13 @@ def load_llm(name_or_path: str, *, pretrained_weights: bool, attn_implementation
         attn_implementation: transformers' name of an attention, e.g. `eager`, `sdpa`, `flash_attention_2`.
 
     Raises:
+        FileNotFoundError: a path that doesn't exist.
         ValueError: nothing loadable lies there, the attention doesn't fit the family, or the family computes its
             logits in a way that `text_logits` doesn't know; the message names the config key.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    path, where = pretrained_source(name_or_path)
+    path, where = pretrained_source(name_or_path, KEY)
     try:
         config = AutoConfig.from_pretrained(path, **where)
         options = {
@@ -46,25 +49,28 @@ def load_llm(name_or_path: str, *, pretrained_weights: bool, attn_implementation
     except _SettledError:
         raise
     except (OSError, ValueError, ImportError) as error:
-        raise _load_error(name_or_path, pretrained_weights, attn_implementation, error) from error
+        raise _load_error(path, pretrained_weights, attn_implementation, error) from error
     llm = _text_model(llm)
     check_head(llm)
     return llm
 
 
-def pretrained_source(name_or_path: str) -> tuple[str, dict[str, str]]:
+def pretrained_source(name_or_path: str, key: str) -> tuple[str, dict[str, str]]:
     """What transformers' `from_pretrained` takes: a name or folder, and `gguf_file` if a GGUF file is meant.
 
+    Errors begin with `key`.
+
     Raises:
+        FileNotFoundError: a path that doesn't exist.
         ValueError: a GGUF path that is neither a file here nor `org/repo/file.gguf`, or the gguf package is missing.
     """
     if not name_or_path.endswith(".gguf"):
-        return name_or_path, {}
+        return folder_or_hub_name(name_or_path, key), {}
     try:
         import gguf  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            f"{KEY} is a GGUF file, which the gguf package reads: pip install 's2s-model[gguf]' ({error})"
+            f"{key} is a GGUF file, which the gguf package reads: pip install 's2s-model[gguf]' ({error})"
         ) from error
     path = Path(name_or_path).expanduser()
     if path.is_file():
@@ -72,8 +78,8 @@ def pretrained_source(name_or_path: str) -> tuple[str, dict[str, str]]:
     parts = name_or_path.split("/")
     if len(parts) < 3 or parts[0] in {"", ".", "..", "~"}:
         raise ValueError(
-            f"{KEY}: no file {name_or_path} (in {Path.cwd()}): give the path of a GGUF file, or org/repo/file.gguf "
-            "for one on the hub"
+            f"{key}: no file {name_or_path} (in {Path.cwd()}){did_you_mean(path)}: give the path of a GGUF file, or "
+            "org/repo/file.gguf for one on the hub"
         )
     return "/".join(parts[:2]), {"gguf_file": "/".join(parts[2:])}
 
@@ -252,9 +258,9 @@ def _text_model(llm: Any) -> Any:
     return text
 
 
-def _load_error(name_or_path: str, pretrained_weights: bool, attention: str | None, error: Exception) -> ValueError:
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if attention is not None and ("attention" in first_line.lower() or attention in first_line):
-        return ValueError(f"model.attn_implementation: {attention!r} can't be used: {first_line}")
+def _load_error(path: str, pretrained_weights: bool, attention: str | None, error: Exception) -> ValueError:
+    line = first_line(error)
+    if attention is not None and ("attention" in line.lower() or attention in line):
+        return ValueError(f"model.attn_implementation: {attention!r} can't be used: {line}")
     weights = "weights" if pretrained_weights else "config (model.pretrained_weights is false)"
-    return ValueError(f"{KEY}: no causal LM {weights} at {name_or_path!r}: {first_line}")
+    return ValueError(f"{KEY}: no causal LM {weights} at {path!r}: {why_not_loaded(path, KEY, error)}")

@@ -89,9 +89,14 @@ def _check_keys(config: Mapping[str, Any], known: list[str]) -> None:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{KEY}.{key} is unknown{hint}: the keys are those of peft.LoraConfig")
+            raise ValueError(
+                f"{KEY}.{key} is unknown{hint}: the keys are those of peft.LoraConfig, above all r, lora_alpha, "
+                "lora_dropout and target_modules"
+            )
         if key in _REFUSED and value and not (key == "peft_type" and value == "LORA"):
             raise ValueError(f"{KEY}.{key} isn't supported: {_REFUSED[key]}")
+    if str(config.get("task_type") or "CAUSAL_LM") != "CAUSAL_LM":
+        raise ValueError(f"{KEY}.task_type is {config['task_type']}: the LLM is a CAUSAL_LM; leave the key out")
     for key in _NUMBERS & config.keys():
         if not isinstance(config[key], int | float) or isinstance(config[key], bool):
             raise ValueError(f"{KEY}.{key} is {config[key]!r}: give a number")

@@ -10,6 +10,7 @@ Shapes: `B` batch, `T` frames (80 ms), `S` samples, `K` codebooks, `C` codes of 
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -271,6 +272,11 @@ def as_model_config(config: ModelConfig | DictConfig | dict[str, Any]) -> ModelC
 def _check_figures(config: ModelConfig) -> None:
     if not 0 <= config.hide_codes_share <= 1:
         raise ValueError(f"model.hide_codes_share is {config.hide_codes_share}: give a share from 0 to 1")
+    weights = {key: getattr(config, key) for key in ("text_loss_weight", "audio_loss_weight", "asr_loss_weight")}
+    weights |= {f"token_loss_weight.{key}": value for key, value in vars(config.token_loss_weight).items()}
+    for key, value in weights.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"model.{key} is {value}: give a finite number from 0 up")
     for key in (
         "delay_speech_channel_by",
         "delay_text_channel_by",
@@ -281,8 +287,12 @@ def _check_figures(config: ModelConfig) -> None:
     ):
         if getattr(config, key) < 0:
             raise ValueError(f"model.{key} is {getattr(config, key)}: give 0 or more")
-    if config.delay_source_text_by and not config.predict_user_text:
-        raise ValueError("model.delay_source_text_by has no effect without model.predict_user_text: set both or none")
+    if config.delay_text_channel_by and config.advance_text_channel_by:
+        raise ValueError("model.delay_text_channel_by and model.advance_text_channel_by are opposed: set one of them")
+    if not config.predict_user_text:
+        for key, default in (("delay_source_text_by", 0), ("asr_loss_weight", 1.0)):
+            if getattr(config, key) != default:
+                raise ValueError(f"model.{key} has no effect without model.predict_user_text: set both or none")
     check_sampling(config.generation, "model.generation")
 
 

@@ -1,5 +1,6 @@
 """The optimizer with its parameter groups: a module's own learning rate, no weight decay on norms and biases."""
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,6 +38,7 @@ def build_optimizers(
     built = instantiate(
         optimizer, "model.optimizer", base=Optimizer, params=parameter_groups(module, groups, decay_norms_and_biases)
     )
+    _check_arguments(groups, optimizer["_target_"], built.defaults)
     answer: dict[str, Any] = {"optimizer": built}
     if lr_scheduler is not None:
         scheduler = instantiate(lr_scheduler, "model.lr_scheduler", base=LRScheduler, optimizer=built)
@@ -62,6 +64,16 @@ def parameter_groups(
             sorted_groups[index, decays] = {"params": [], **arguments, **({} if decays else {"weight_decay": 0.0})}
         sorted_groups[index, decays]["params"].append(parameter)
     return [sorted_groups[key] for key in sorted(sorted_groups, key=lambda key: (key[0], not key[1]))]
+
+
+def _check_arguments(groups: Sequence[Mapping[str, Any]], target: str, known: Mapping[str, Any]) -> None:
+    """Refuse what the optimizer doesn't know: torch keeps such keys and ignores them."""
+    for index, group in enumerate(groups):
+        for key in group:
+            if key not in ("match", *known):
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+                raise ValueError(f"model.param_groups[{index}].{key} is no argument of {target}: {hint}")
 
 
 def _is_norm_or_bias(name: str, parameter: nn.Parameter) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from s2s_model.model_section import saved_section, with_overrides
+from s2s_model.names import first_line, folder_or_hub_name, instead_of_hub, not_here
 from s2s_model.weights import cast_weights, put_weights, read_safetensors, unshared_state
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ def load(
 
     Raises:
         FileNotFoundError: no such folder, and no such name on the hub; or a file is missing.
-        ValueError: another format, an unknown key, another codec than the model was trained with, or weights that
-            don't fit; the message names what differs.
+        ValueError: a file or another format, an unknown key, another codec than the model was trained with, or
+            weights that don't fit; the message names what differs.
     """
     from s2s_model.duplex import DuplexS2SModel
 
@@ -109,7 +110,7 @@ def check_target(folder: Path) -> None:
     Raises:
         FileExistsError: something else is there.
     """
-    if not folder.exists() or (folder.is_dir() and (_is_export(folder) or not any(folder.iterdir()))):
+    if not folder.exists() or (folder.is_dir() and (is_export(folder) or not any(folder.iterdir()))):
         return
     raise FileExistsError(f"{folder} exists and is no export of a model, so it isn't replaced: give another folder")
 
@@ -154,20 +155,24 @@ def _resolve(section: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _find(name: str, revision: str | None) -> Path:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder.absolute()
     from huggingface_hub import snapshot_download
 
+    if Path(name).expanduser().is_file():
+        raise ValueError(
+            f"{name} is a file, and from_pretrained reads folders of save_pretrained: NeMo's checkpoints are loaded by "
+            "DuplexS2SModel.from_nemo, and a run's checkpoint is exported by hatch run train:export"
+        )
+    source = folder_or_hub_name(name, "from_pretrained")
+    if Path(source).is_dir():
+        return Path(source).absolute()
     try:
         return Path(
-            snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "llm/*", "codec/*"])
+            snapshot_download(source, revision=revision, allow_patterns=["*.json", "*.safetensors", "llm/*", "codec/*"])
         )
     except (OSError, ValueError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
-            f"no model at {name!r}: it is no folder (in {Path.cwd()}), and the Hugging Face hub gives none of this "
-            f"name ({first_line})"
+            f"no model at {name!r}: {not_here(name)}, and the hub gives none of this name: {first_line(error)}; "
+            f"{instead_of_hub('name_or_folder')}"
         ) from error
 
 
@@ -191,7 +196,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return saved
 
 
-def _is_export(folder: Path) -> bool:
+def is_export(folder: Path) -> bool:
+    """Whether `save` wrote the folder."""
     try:
         saved = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError):

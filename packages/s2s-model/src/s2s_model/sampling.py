@@ -3,10 +3,13 @@
 Shapes: `*` any, `V` entries of a vocabulary or codebook.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 
@@ -26,6 +29,24 @@ class GenerationConfig:
     text: Sampling = field(default_factory=Sampling)  # the agent's text
     audio: Sampling = field(default_factory=Sampling)  # the agent's codes, each codebook on its own
     user_text: Sampling = field(default_factory=Sampling)  # what the user says, with predict_user_text
+
+
+def as_generation_config(config: GenerationConfig | Mapping[str, Any]) -> GenerationConfig:
+    """Check a mapping such as `{"text": {"temperature": 0.7}}` against `GenerationConfig`.
+
+    Raises:
+        ValueError: an unknown key, or a figure that is out of its range.
+    """
+    if not isinstance(config, GenerationConfig):
+        try:
+            built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(GenerationConfig), dict(config)))
+        except OmegaConfBaseException as error:
+            keys = "text, audio and user_text, each with temperature, top_k and top_p"
+            raise ValueError(f"generation: {str(error).splitlines()[0]}; its keys are {keys}") from error
+        assert isinstance(built, GenerationConfig)
+        config = built
+    check_sampling(config, "generation")
+    return config
 
 
 def check_sampling(config: GenerationConfig, where: str) -> None:

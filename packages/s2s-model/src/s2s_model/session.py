@@ -13,7 +13,7 @@ from torch import Tensor
 
 from s2s_model.codecs.stream import CodecStream
 from s2s_model.generation import FrameDecoder
-from s2s_model.sampling import GenerationConfig, check_sampling
+from s2s_model.sampling import GenerationConfig
 from s2s_model.written_text import TextWriter
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ class DuplexSession:
         max_frames = int(max_duration_s / model.frame_length_s + 1e-6)
         if max_frames < 1:
             raise ValueError(f"max_duration_s is {max_duration_s}: shorter than a frame of {model.frame_length_s} s")
-        check_sampling(config, "generation")
         self._model = model
         self._batch_size = batch_size
         self._samples_per_frame = round(model.source_sample_rate * model.frame_length_s)
@@ -86,9 +85,12 @@ class DuplexSession:
             the N frames that became known. Their audio begins with silence of what the codec looks ahead.
 
         Raises:
-            ValueError: the audio has another number of sessions, or a session is full (reset it).
+            ValueError: the audio isn't finite floats, has another number of sessions, or doesn't fit into a session
+                any more (reset it); nothing of it was heard then.
         """
-        if audio_BS.ndim != 2 or len(audio_BS) != self._batch_size:
+        if not isinstance(audio_BS, Tensor) or audio_BS.ndim != 2 or audio_BS.shape[1]:  # nothing new is no mistake
+            check_audio(audio_BS)
+        if len(audio_BS) != self._batch_size:
             raise ValueError(
                 f"audio has shape {list(audio_BS.shape)}: {self._batch_size} sessions need [{self._batch_size}, S]"
             )
@@ -106,7 +108,7 @@ class DuplexSession:
     @torch.inference_mode(False)  # the session's memory changes in place, whoever calls
     @torch.no_grad()
     def flush(self) -> SessionOutput:
-        """End the audio: what the encoder and the codec held back comes out. Then reset, or drop the session.
+        """End the audio: what the encoder and the codec held back comes out. Then all sessions begin anew.
 
         A last piece of audio that doesn't fill a frame is filled up with silence.
         """
@@ -121,10 +123,11 @@ class DuplexSession:
             tokens_BN=outputs[0].tokens_BN[:, :0],
             codes_BNK=outputs[0].codes_BNK[:, :0],
         )
+        self.reset()
         return _join([*outputs, tail])
 
     @torch.inference_mode(False)
-    def interrupt(self, rows: Sequence[int] | None = None) -> None:
+    def interrupt(self, rows: int | Sequence[int] | None = None) -> None:
         """End the agent's turn in these sessions (all, if None) at once; it goes on listening.
 
         The model reads an end of turn as its own last frame. A session in which the agent is silent isn't changed.
@@ -135,23 +138,25 @@ class DuplexSession:
                 self._writers[row].close()
 
     @torch.inference_mode(False)
-    def reset(self, rows: Sequence[int] | None = None) -> None:
+    def reset(self, rows: int | Sequence[int] | None = None) -> None:
         """Let these sessions (all, if None) begin anew while the others go on.
 
         Audio of theirs that doesn't fill a frame yet is silenced, since all sessions share one frame clock.
         """
-        rows = self._rows(rows)
-        self._ear.reset(rows)
-        self._mind.reset(rows)
-        self._voice.reset(rows)
-        for row in rows:
+        chosen = self._rows(rows)
+        self._ear.reset(chosen)
+        self._mind.reset(chosen)
+        self._voice.reset(chosen)
+        for row in chosen:
             self._heard_BS[row] = 0
             self._writers[row] = TextWriter(self._model.tokenizer)
             self._user_writers[row] = TextWriter(self._model.tokenizer)
-        if len(rows) == self._batch_size:
+        if len(chosen) == self._batch_size:
             self._heard_BS = self._heard_BS[:, :0]
 
-    def _rows(self, rows: Sequence[int] | None) -> list[int]:
+    def _rows(self, rows: int | Sequence[int] | None) -> list[int]:
+        if isinstance(rows, int):
+            rows = [rows]
         chosen = list(range(self._batch_size)) if rows is None else sorted(set(rows))
         for row in chosen:
             if not 0 <= row < self._batch_size:
@@ -192,6 +197,18 @@ class DuplexSession:
 def _written(tokens_B: Tensor | None) -> Tensor:
     assert tokens_B is not None, "a model writes the user's text in all frames or in none"
     return tokens_B
+
+
+def check_audio(audio_BS: Tensor) -> None:
+    """Refuse what isn't audio of some recordings [B, S]; waits for the device."""
+    if not isinstance(audio_BS, Tensor) or audio_BS.ndim != 2 or 0 in audio_BS.shape:
+        shape = list(audio_BS.shape) if isinstance(audio_BS, Tensor) else type(audio_BS).__name__
+        raise ValueError(f"audio has shape {shape}: give a tensor [B, S], S samples of B recordings")
+    if not audio_BS.is_floating_point():
+        raise ValueError(f"audio is {audio_BS.dtype}: give floats from -1 to 1 (divide int16 by 32768)")
+    finite_B = audio_BS.isfinite().all(dim=1).tolist()
+    if not all(finite_B):
+        raise ValueError(f"the audio of row {finite_B.index(False)} isn't finite: it holds NaN or infinity")
 
 
 def _join(outputs: list[SessionOutput]) -> SessionOutput:

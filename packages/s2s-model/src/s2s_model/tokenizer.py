@@ -6,7 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from s2s_model.llm import pretrained_source
+from s2s_model.llm import KEY, pretrained_source
+from s2s_model.names import why_not_loaded
 
 log = logging.getLogger(__name__)
 ROLES = ("pad", "bos", "eos")
@@ -21,8 +22,8 @@ class DuplexTokenizer:
     `pad_token`, `bos_token` and `eos_token` name them. Given as arguments they replace the tokenizer's own.
 
     Raises:
-        ValueError: a control token is missing, unknown or stands for two roles; the message names the
-            config key that settles it, and tokens of the vocabulary that would do.
+        ValueError: control tokens are missing, unknown or stand for two roles; the message names the config key
+            that settles each, and tokens of the vocabulary that would do.
     """
 
     def __init__(
@@ -76,21 +77,26 @@ class DuplexTokenizer:
         self._tokenizer.save_pretrained(str(folder))
 
 
-def load_tokenizer(name_or_path: str, **control_tokens: str | None) -> DuplexTokenizer:
+def load_tokenizer(name_or_path: str, *, key: str = KEY, **control_tokens: str | None) -> DuplexTokenizer:
     """Load a tokenizer by Hugging Face name, from a folder or from a `.gguf` file (see `load_llm`).
 
+    Args:
+        name_or_path: where it is.
+        key: the config key that named it, for errors.
+        control_tokens: see `DuplexTokenizer`.
+
     Raises:
+        FileNotFoundError: a path that doesn't exist.
         ValueError: there is none, or its control tokens need settling.
     """
     from transformers import AutoTokenizer
 
-    path, where = pretrained_source(name_or_path)
+    path, where = pretrained_source(name_or_path, key)
     try:
         tokenizer = _from_gguf(path, where["gguf_file"]) if where else AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        first_line = (str(error).splitlines() or ["unreadable"])[0]
         raise ValueError(
-            f"no tokenizer at {name_or_path!r}, which model.tokenizer_path or model.pretrained_llm names: {first_line}"
+            f"no tokenizer at {name_or_path!r}, which {key} names: {why_not_loaded(path, key, error)}"
         ) from error
     return DuplexTokenizer(tokenizer, **control_tokens)
 
@@ -128,26 +134,40 @@ def _from_gguf(path: str, gguf_file: str) -> Any:
 
 
 def _check_control_tokens(tokenizer: Any, tokens: dict[str, str | None], configured: dict[str, str | None]) -> None:
-    """Refuse a role without a token, a token outside the vocabulary, and one token for two roles."""
-    vocabulary = tokenizer.get_vocab()
-    for role, token in tokens.items():
-        key, spare = f"model.text_{role}_token", _spare_words(tokenizer, role, tokens.values())
-        if token is None:
-            raise ValueError(f"the tokenizer of the LLM names no {role} token: set {key} to {spare}")
-        if token not in vocabulary:
-            raise ValueError(f"{key}: {token!r} isn't one token of the tokenizer's vocabulary: use {spare}")
+    """Refuse roles without a token, tokens outside the vocabulary, and one token for two roles: all in one error."""
+    problems = _missing(tokenizer, tokens)
     for first, second in (("pad", "eos"), ("pad", "bos"), ("bos", "eos")):
-        if tokens[first] != tokens[second]:
+        if tokens[first] != tokens[second] or first in problems or second in problems:
             continue
         change = second if configured[second] is None and configured[first] is not None else first
-        raise ValueError(
+        problems[change] = (
             f"the tokenizer uses {tokens[first]!r} as {first} and as {second}, but silence, begin and end of a turn "
-            f"must differ: set model.text_{change}_token to {_spare_words(tokenizer, change, tokens.values())}"
+            f"must differ: set model.text_{change}_token to"
         )
+    taken = [*tokens.values()]
+    words = []
+    for role, problem in problems.items():
+        spare = spare_tokens(tokenizer, role, taken)
+        words.append(f"{problem} {_spare_words(spare)}")
+        taken += spare[:1]  # so that the first suggestions are different tokens
+    if words:
+        raise ValueError("; ".join(words))
 
 
-def _spare_words(tokenizer: Any, role: str, taken: Iterable[str | None]) -> str:
-    spare = spare_tokens(tokenizer, role, taken)
+def _missing(tokenizer: Any, tokens: dict[str, str | None]) -> dict[str, str]:
+    """By role: that it has no token of the vocabulary. A suggestion is to follow."""
+    vocabulary = tokenizer.get_vocab()
+    problems: dict[str, str] = {}
+    for role, token in tokens.items():
+        key = f"model.text_{role}_token"
+        if token is None:
+            problems[role] = f"the tokenizer of the LLM names no {role} token: set {key} to"
+        elif token not in vocabulary:
+            problems[role] = f"{key}: {token!r} isn't one token of the tokenizer's vocabulary: use"
+    return problems
+
+
+def _spare_words(spare: list[str]) -> str:
     if not spare:
         return "a token of its vocabulary that doesn't occur in text (it has no unused special tokens)"
     return f"a token of its vocabulary that doesn't occur in text, for example {' or '.join(spare)}"

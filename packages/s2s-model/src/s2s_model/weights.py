@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from s2s_model.llm import exact_positions
+from s2s_model.names import first_line
 from s2s_parallel.mismatch import explain_mismatch
 
 SAFETENSORS = "model.safetensors"
@@ -163,7 +164,7 @@ def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
         if trusted or not isinstance(error.__cause__, pickle.UnpicklingError) or not is_complete(path):
             raise
         raise ValueError(
-            f"checkpoint {path} holds Python objects, and reading them runs code ({_first_line(error.__cause__)}): "
+            f"checkpoint {path} holds Python objects, and reading them runs code ({first_line(error.__cause__)}): "
             "if you trust where it comes from, say so with trusted=True"
         ) from error
 
@@ -191,7 +192,3 @@ def _read_parts(folder: Path, trusted: bool) -> dict[str, Any]:
     }
     load(state, checkpoint_id=folder, no_dist=True)
     return checkpoint | {"state_dict": {name.removeprefix(prefix): value for name, value in state.items()}}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

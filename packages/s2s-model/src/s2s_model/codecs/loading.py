@@ -9,6 +9,7 @@ import torch
 from s2s_model.codecs.base import AudioCodec, first_line, float32_only
 from s2s_model.codecs.huggingface import CODECS, load_huggingface_codec
 from s2s_model.codecs.nemo import MODEL_TYPE, load_nemo_codec, load_nemo_folder
+from s2s_model.names import folder_or_hub_name, instead_of_hub, not_here
 
 
 def load_codec(name_or_path: str, *, key: str = "codec", num_codebooks: int | None = None) -> AudioCodec:
@@ -28,12 +29,10 @@ def load_codec(name_or_path: str, *, key: str = "codec", num_codebooks: int | No
     with float32_only("cpu"), torch.inference_mode(False):
         if name_or_path.endswith(".nemo"):
             return load_nemo_codec(name_or_path, key=key, num_codebooks=num_codebooks)
-        path = Path(name_or_path)
-        if path.is_dir():
-            return _from_folder(path, key, num_codebooks)
-        if path.is_absolute() or name_or_path.startswith("."):
-            raise FileNotFoundError(f"{key}: no folder {name_or_path} (in {Path.cwd()}): check the path")
-        return _by_name(name_or_path, key, num_codebooks)
+        source = folder_or_hub_name(name_or_path, key)
+        if Path(source).is_dir():
+            return _from_folder(Path(source), key, num_codebooks)
+        return _by_name(source, key, num_codebooks)
 
 
 def _from_folder(folder: Path, key: str, num_codebooks: int | None) -> AudioCodec:
@@ -69,7 +68,10 @@ def _by_name(name: str, key: str, num_codebooks: int | None) -> AudioCodec:
         if error.__cause__ is None:  # it was found, and can't be used
             raise
         no_nemo = first_line(error.__cause__)
-    raise ValueError(f"{key}: no codec {name!r}: transformers says: {no_config}; NeMo says: {no_nemo}")
+    raise ValueError(
+        f"{key}: no codec {name!r}: {not_here(name)}, and neither the hub nor NeMo's registry gives one of this name; "
+        f"{instead_of_hub(key)}. transformers says: {no_config}; NeMo says: {no_nemo}"
+    )
 
 
 def _check_type(model_type: str, where: str, key: str) -> None:

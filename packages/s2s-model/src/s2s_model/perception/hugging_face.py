@@ -10,12 +10,14 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
+from s2s_model.names import folder_or_hub_name, why_not_loaded
 from s2s_model.perception.adapters import STACKING, StackingAdapter, build_adapter, unchecked, whole_factor
 from s2s_model.perception.base import Perception, check_frame_length
 from s2s_model.perception.hugging_face_encoders import FAMILIES, Family
 from s2s_model.targets import instantiate
 
 ENCODER_KEY = "model.perception.encoder"
+SOURCE_KEY = "model.pretrained_asr"
 DEFAULT_ADAPTER = {"_target_": STACKING}
 
 
@@ -85,8 +87,10 @@ def build_hugging_face(
     """Build the encoder of the folder or name `source`, or what `section` describes.
 
     Raises:
+        FileNotFoundError: the path doesn't exist.
         ValueError: it can't be loaded, a key is unknown, or sizes don't fit.
     """
+    source = folder_or_hub_name(source, SOURCE_KEY) if source else None
     described = dict(section.get("encoder") or {})
     model_type, config = _config(described, source)
     family = FAMILIES[model_type]
@@ -139,10 +143,18 @@ def _pretrained_config(source: str) -> Any:
     try:
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.pretrained_asr: no encoder's config at {source!r}: {_first_line(error)}") from error
+        raise ValueError(
+            f"{SOURCE_KEY}: no encoder's config at {source!r}: {why_not_loaded(source, SOURCE_KEY, error)}"
+        ) from error
 
 
 def _check_keys(overrides: dict[str, Any], known: set[str]) -> None:
+    if "_target_" in overrides:
+        raise ValueError(
+            f"{ENCODER_KEY} describes {overrides['_target_']}, but model.pretrained_asr is an encoder of transformers: "
+            "remove encoder, preprocessor and modality_adapter from model.perception (on the command line "
+            "model.perception.encoder=null and so on)"
+        )
     for key in overrides:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -154,7 +166,9 @@ def _load(family: Family, source: str, config: Any) -> Any:
     try:
         encoder, missing = family.load(source, config)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"model.pretrained_asr: no weights for the encoder at {source!r}: {error}") from error
+        raise ValueError(
+            f"{SOURCE_KEY}: no weights for the encoder at {source!r}: {why_not_loaded(source, SOURCE_KEY, error)}"
+        ) from error
     if missing:
         raise ValueError(
             f"model.pretrained_asr: {source} has no weights for {len(missing)} tensors of the encoder, {missing[0]} "
@@ -182,7 +196,7 @@ def _extractor(family: Family, config: Any, described: dict[str, Any] | None, so
             return transformers.AutoFeatureExtractor.from_pretrained(source)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"model.pretrained_asr: no feature extractor at {source!r}: {_first_line(error)}"
+                f"{SOURCE_KEY}: no feature extractor at {source!r}: {why_not_loaded(source, SOURCE_KEY, error)}"
             ) from error
     return extractor_class(**family.extractor_sizes(config))
 
@@ -196,7 +210,3 @@ def _plain_config(config: Any) -> dict[str, Any]:
     about_file = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"}
     kept = set(type(config)().to_dict()) - about_file  # old files of the hub hold keys that no class knows
     return {**{k: v for k, v in config.to_diff_dict().items() if k in kept}, "model_type": config.model_type}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -30,6 +30,8 @@ class NemoPerception(Perception):
     def __init__(self, section: dict[str, Any], hidden_size: int, frame_length_s: float) -> None:
         with float32_only("cpu"):  # its window and filter bank
             preprocessor = instantiate(section["preprocessor"], "model.perception.preprocessor")
+        # NeMo sets a wrapper of the bound method there: a deep copy would go on computing with this one's buffers.
+        preprocessor.featurizer.__dict__.pop("forward", None)
         sample_rate = preprocessor.featurizer.sample_rate
         super().__init__(section, sample_rate=sample_rate, frame_length_s=frame_length_s)
         self.preprocessor = preprocessor
@@ -123,7 +125,17 @@ def build_nemo(
     elif source is not None and "_target_" not in (section.get("encoder") or {}):
         described = {"preprocessor": section["preprocessor"]} if section.get("preprocessor") else {}
         section |= _from_asr(_load_asr_config(source), section) | described
-    for part in ("preprocessor", "encoder", "modality_adapter"):
+    elif source is not None:
+        log.warning(
+            "model.pretrained_asr isn't read: model.perception.encoder describes an encoder, and "
+            "model.pretrained_weights is false"
+        )
+    if not section.get("modality_adapter"):
+        raise ValueError(
+            "model.perception.modality_adapter is missing: describe one, between encoder and LLM; "
+            f"{{_target_: {NEMO_MODULES}.IdentityConnector}} is none but a projection"
+        )
+    for part in ("preprocessor", "encoder"):
         if not section.get(part):
             raise ValueError(
                 f"model.perception.{part} is missing: describe it, or let it come from a pretrained ASR "
@@ -185,7 +197,8 @@ def _check_feature_size(section: dict[str, Any], encoder: Any) -> None:
     if features is not None and feat_in != features:
         raise ValueError(
             f"model.perception.encoder.feat_in is {feat_in}, model.perception.preprocessor.features is {features}: "
-            "set both to the same number"
+            "set both to the same number. With a pretrained ASR the features are the ASR's: describe only what differs "
+            "from its encoder (model.perception.encoder=null takes it as it is)"
         )
 
 
