@@ -73,7 +73,7 @@ def test_encoded_shar_trains_without_audio(tmp_path: Path) -> None:
         assert torch.equal(made[:length], stored[:length])
     train = config({"shar_path": str(tmp_path / "coded")})
     assert "target_audio" not in next(iter(train_dataloader(train, TOKENIZER, codec_fingerprint="loudness-1")))
-    with pytest.raises(DataError, match="loudness-1, but the model's codec is loudness-2: .* s2s-data encode "):
+    with pytest.raises(DataError, match=r"loudness-1, but the model's codec is loudness-2: .* s2s-data encode "):
         next(iter(train_dataloader(train, TOKENIZER, codec_fingerprint="loudness-2")))
 
 

@@ -291,7 +291,10 @@ def parts(tmp_path, monkeypatch):
         ("./parts/qwn", r": did you mean parts/qwen\?$"),
         ("./prts/qwen", r": did you mean parts/qwen\?$"),
         ("~/parts/qwn", r": did you mean .+/parts/qwen\?$"),
-        ("parts/mistral", r": check the path, or download the model of this name"),
+        (
+            "parts/mistral",
+            r", and the hub isn't asked, as parts is a folder here: check the path, or download the model of this name",
+        ),
         ("/nowhere/at/all", r": check the path$"),
     ],
 )

@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_named(export):
 def test_folders_that_are_no_export(export, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"from_pretrained: no folder .*/exprt .*: did you mean .*/export\?$"):
         DuplexS2SModel.from_pretrained(export.with_name("exprt"))
-    with pytest.raises(ValueError, match=r"is a file.* NeMo's .* from_nemo, and a run's .* hatch run train:export"):
+    with pytest.raises(ValueError, match=r"is a file.*\.from_nemo, and a run.* exported by hatch run train:export"):
         DuplexS2SModel.from_pretrained(export / "model.safetensors")
     with pytest.raises(ValueError, match=r"generaton is neither an argument nor a key .* did you mean generation\?"):
         DuplexS2SModel.from_pretrained(export, generaton={})

@@ -102,8 +102,7 @@ def llama_2():
         ),
         (
             phi_3,
-            r"'<\|endoftext\|>' as pad and as eos.* set model\.text_pad_token to .* example <\|placeholder1\|>"
-            r" or <\|assistant\|>$",
+            r"'<\|endoftext\|>' as pad and as eos.* set model\.text_pad_token to .* example <\|placeholder1\|>",
             {"pad_token": "<|placeholder1|>"},
         ),
         (

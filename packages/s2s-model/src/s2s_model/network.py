@@ -57,6 +57,7 @@ class DuplexNetwork(nn.Module):
             pad_token=self.cfg.text_pad_token,
             bos_token=self.cfg.text_bos_token,
             eos_token=self.cfg.text_eos_token,
+            key="model.tokenizer_path" if self.cfg.tokenizer_path else "model.pretrained_llm",
         )
         self.audio_codec = load_codec(
             self.cfg.pretrained_audio_codec,

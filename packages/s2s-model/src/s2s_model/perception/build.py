@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from s2s_model.config import ModelConfig
+from s2s_model.names import folder_or_hub_name
 from s2s_model.perception.base import Perception
 from s2s_model.perception.hugging_face_encoders import FAMILIES
 from s2s_model.targets import check_targets
@@ -35,6 +36,8 @@ def build_perception(config: ModelConfig, hidden_size: int, frame_length_s: floa
         )
     checkpointing = bool(section.get("activation_checkpointing"))
     source = None if config.pretrained_asr in (None, "", "none") else str(config.pretrained_asr)
+    if source is not None and not source.endswith(".nemo"):
+        source = folder_or_hub_name(source, "model.pretrained_asr")
     build = _build_hugging_face if is_hugging_face(section, source) else _build_nemo
     perception = build(section, source, config.pretrained_weights, hidden_size, frame_length_s)
     perception.activation_checkpointing(checkpointing)
