@@ -221,8 +221,10 @@ def check_cache(llm: Any) -> None:
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"model.pretrained_llm: {type(llm).__name__} can't read frame by frame: {error}") from error
     llm.train(training)
-    tolerance = 16 * torch.finfo(weight.dtype).eps * whole_BTH.abs().max().item()
-    if not torch.allclose(torch.stack(steps, 1).float(), whole_BTH.float(), rtol=0, atol=tolerance):
+    difference = (torch.stack(steps, 1).float() - whole_BTH.float()).norm() / whole_BTH.float().norm()
+    # Rounding adds up over the layers: over 26 to 1e-5 in float32 and 4e-2 in bf16, to which a GPU may also round what
+    # it multiplies in float32 (torch.set_float32_matmul_precision). A wrong reading is off by about 1.
+    if not difference < 0.2:  # NaN is refused too
         raise ValueError(
             f"model.pretrained_llm: {type(llm).__name__} reads otherwise frame by frame than all at once: use another "
             "family, or another model.attn_implementation"
