@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from s2s_model import DuplexS2SModel
-from s2s_model.generation import FrameDecoder
+from s2s_model.generation import FrameDecoder, check_cache
 from s2s_model.sampling import GenerationConfig, Sampling
 from tests.s2s_model.builders import make_batch, make_llm, model_config
 from tests.s2s_model.families import make_family
@@ -135,3 +135,23 @@ def test_every_step_tells_the_attention_which_of_the_caches_frames_are_filled(fa
     for t in range(3):
         decoder.step(source_BTH[:, t])
     assert filled == [[1, 1], [2, 2], [3, 3]]
+
+
+def test_it_answers_under_autocast(family_model):
+    """Keys leave the rotary embedding in float32 there, values are bf16."""
+    model = family_model("llama-tinyllama")
+    batch = make_batch((12, 12))
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = model.offline_inference(batch["source_audio"], batch["source_audio_lens"])
+    assert answer["tokens_audio"].shape[:2] == (2, 13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_deep_llm_is_accepted_though_rounding_adds_up(dtype):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=128, intermediate_size=256, num_hidden_layers=26, num_attention_heads=4
+    )
+    check_cache(LlamaForCausalLM(config).to(dtype))

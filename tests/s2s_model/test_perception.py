@@ -4,6 +4,7 @@ Tolerance of comparisons with NeMo and transformers: the same float32 operations
 fused; rounding stays some ten times below 1e-4 of the largest value.
 """
 
+import copy
 import json
 
 import pytest
@@ -468,3 +469,13 @@ def test_hugging_face_weights_that_dont_fit_are_refused(whisper_dir):
         build({"encoder": {"encoder_layers": 3}}, pretrained_asr=whisper_dir, pretrained_weights=True)
     with pytest.raises(ValueError, match=r"model\.pretrained_asr: no weights for the encoder at"):
         build({"encoder": {"d_model": 64}}, pretrained_asr=whisper_dir, pretrained_weights=True)
+
+
+def test_a_copy_has_its_own_features():
+    """NeMo keeps a bound wrapper in its featurizer, which a copy would share."""
+    perception = build(section())
+    expected = encode(perception, noise(6))[0]
+    copied = copy.deepcopy(perception)
+    perception.preprocessor.featurizer.fb.zero_()
+    assert torch.equal(encode(copied, noise(6))[0], expected)
+    assert not torch.equal(encode(perception, noise(6))[0], expected)
