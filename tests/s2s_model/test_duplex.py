@@ -12,18 +12,22 @@ from tests.s2s_model.builders import CODEC_RATE, make_batch, make_codec, make_ll
 from tests.s2s_model.families import make_family_weights
 
 
-def test_it_learns_a_dialogue_by_heart_and_answers_it(model):
-    """Overfit one dialogue: the free-running answer becomes the reference, text and codes."""
-    batch = make_batch((24,))
-    batch["target_codes"], batch["target_code_lens"] = model.target_codes(batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+def learn_by_heart(model, batch, lr, num_steps):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     model.train()
-    for _ in range(150):
+    for _ in range(num_steps):
         sums = model(batch)
         (sums.objective(model.cfg) / sums.num_frames).backward()
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
+
+
+def test_it_learns_a_dialogue_by_heart_and_answers_it(model):
+    """Overfit one dialogue: the free-running answer becomes the reference, text and codes."""
+    batch = make_batch((24,))
+    batch["target_codes"], batch["target_code_lens"] = model.target_codes(batch)
+    learn_by_heart(model, batch, lr=1e-2, num_steps=150)
     answer = model.offline_inference(batch["source_audio"], batch["source_audio_lens"])
     assert answer["tokens_text"][0, :23].tolist() == batch["target_tokens"][0, 1:].tolist()
     agreement = (answer["tokens_audio"][0, 1:23] == batch["target_codes"][0, 1:23]).float().mean()
@@ -257,14 +261,7 @@ def test_the_users_text_is_a_third_channel_that_learns_and_is_written(config):
     batch["source_tokens"] = batch["source_tokens"].roll(3, dims=1)
     inputs = model.prepare_inputs(batch)
     assert torch.equal(inputs.user_text_labels_BT[:, 1:], batch["source_tokens"][:, :22])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    model.train()
-    for _ in range(250):
-        sums = model(batch)
-        (sums.objective(model.cfg) / sums.num_frames).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
+    learn_by_heart(model, batch, lr=3e-3, num_steps=250)
     answer = model.offline_inference(batch["source_audio"], batch["source_audio_lens"])
     assert answer["tokens_user_text"][0, :23].tolist() == inputs.user_text_labels_BT[0].tolist()
     assert answer["user_text"] == [model.tokenizer.ids_to_text(batch["source_tokens"][0].tolist())]

@@ -98,7 +98,6 @@ class FrameDecoder:
         hidden_BH: Tensor = self._model.body(
             inputs_embeds=embeds_B1H, past_key_values=self._cache, use_cache=True, **where
         ).last_hidden_state[:, 0]
-        self._hidden_BH = hidden_BH
         text_BV, codes_BKC, user_text_BV = self._model.heads(hidden_BH)
         self._used += 1
         self._last = Frame(
@@ -213,10 +212,17 @@ def check_cache(llm: Any) -> None:
     training = llm.training
     llm.eval()
     embeds_BTH = llm.get_input_embeddings()(torch.arange(4, device=weight.device)[None] + 4)
-    parts = FrameModel(lambda source, *_: source, body, _no_heads, config, 0, 0, 1, False)
+    steps: list[Tensor] = []
+
+    def heads(hidden_BH: Tensor) -> tuple[Tensor, Tensor, None]:
+        steps.append(hidden_BH)
+        return hidden_BH, hidden_BH[:, None], None
+
+    parts = FrameModel(lambda source, *_: source, body, heads, config, 0, 0, 1, False)
     try:
         decoder = FrameDecoder(parts, 1, 6, weight.device, GenerationConfig())
-        steps = [decoder.step(embeds_BTH[:, t]) and decoder._hidden_BH for t in range(4)]
+        for t in range(embeds_BTH.shape[1]):
+            decoder.step(embeds_BTH[:, t])
         whole_BTH = body(inputs_embeds=embeds_BTH, use_cache=False).last_hidden_state
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"model.pretrained_llm: {type(llm).__name__} can't read frame by frame: {error}") from error
@@ -229,10 +235,6 @@ def check_cache(llm: Any) -> None:
             f"model.pretrained_llm: {type(llm).__name__} reads otherwise frame by frame than all at once: use another "
             "family, or another model.attn_implementation"
         )
-
-
-def _no_heads(hidden_BH: Tensor) -> tuple[Tensor, Tensor, None]:
-    return hidden_BH, hidden_BH[:, None], None
 
 
 @torch.no_grad()

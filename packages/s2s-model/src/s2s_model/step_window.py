@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 
 
+def is_distributed() -> bool:
+    """Whether this is one of several processes that train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 class StepWindow:
     """Counts from one optimizer step to the next, without a wait for the device until the step is taken."""
 
@@ -29,7 +34,7 @@ class StepWindow:
         finite = torch.isfinite(loss_sum.detach())
         counts = torch.stack([num_frames.float(), (~finite).float()])
         world_size = 1
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_distributed():
             torch.distributed.all_reduce(counts)
             world_size = torch.distributed.get_world_size()
         mean_frames = (counts[0] / world_size).clamp(min=1.0)
@@ -57,7 +62,7 @@ class StepWindow:
         if not self._num_nonfinite or not float(torch.stack(self._num_nonfinite).sum()):
             return None
         mine = [cut for finite, cuts in self._batches if not bool(finite) for cut in cuts]
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not is_distributed():
             return mine
         gathered: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather_object(gathered, mine)

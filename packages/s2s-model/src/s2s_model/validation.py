@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from s2s_model.losses import LossSums
+from s2s_model.step_window import is_distributed
 
 
 class ValOutput(TypedDict):
@@ -45,7 +46,7 @@ class ValidationLosses:
         for name, keys in self._names_of_all_ranks():
             mine = self._sums.get(name, {})
             sums = torch.stack([mine.get(key, torch.zeros(())).to(device, torch.float32) for key in keys])
-            if _is_distributed():
+            if is_distributed():
                 torch.distributed.all_reduce(sums)
             by_key = dict(zip(keys, sums, strict=True))
             total = {key: total[key] + by_key[key] if key in total else by_key[key] for key in keys}
@@ -54,7 +55,7 @@ class ValidationLosses:
 
     def _names_of_all_ranks(self) -> list[tuple[str, list[str]]]:
         names = {name: sorted(sums) for name, sums in self._sums.items()}
-        if _is_distributed():
+        if is_distributed():
             gathered: list[dict[str, list[str]]] = [{} for _ in range(torch.distributed.get_world_size())]
             torch.distributed.all_gather_object(gathered, names)
             names = {name: keys for rank_names in gathered for name, keys in rank_names.items()}
@@ -68,7 +69,3 @@ def _log_means(sums: dict[str, Tensor], prefix: str, suffix: str, log: Callable[
     for key, value in sums.items():
         if key != "frames":
             log(f"{prefix}_{key}{suffix}", value / frames)
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()

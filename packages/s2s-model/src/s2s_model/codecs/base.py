@@ -163,8 +163,3 @@ def check_codec_rate(codec: AudioCodec, frame_length_s: float) -> None:
             f"model.pretrained_audio_codec makes {codec.frame_rate:g} frames a second, data.frame_length "
             f"{frame_length_s:g} s asks for {1 / frame_length_s:g}: use a codec of that rate"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message; the hub's have many."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

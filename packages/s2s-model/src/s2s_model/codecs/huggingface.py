@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from s2s_model.codecs.base import AudioCodec, first_line
+from s2s_model.codecs.base import AudioCodec
+from s2s_model.names import first_line
 
 REMEMBERED = "s2s_num_codebooks"  # the key of config.json that says how many codebooks a saved codec uses
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from s2s_model.codecs.base import AudioCodec, first_line, float32_only
+from s2s_model.codecs.base import AudioCodec, float32_only
 from s2s_model.codecs.huggingface import CODECS, load_huggingface_codec
 from s2s_model.codecs.nemo import MODEL_TYPE, load_nemo_codec, load_nemo_folder
-from s2s_model.names import folder_or_hub_name, instead_of_hub, not_here
+from s2s_model.names import first_line, folder_or_hub_name, instead_of_hub, not_here
 
 
 def load_codec(name_or_path: str, *, key: str = "codec", num_codebooks: int | None = None) -> AudioCodec:
