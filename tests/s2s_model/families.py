@@ -38,7 +38,8 @@ def make_config(class_name: str, **traits: Any) -> Any:
     return getattr(transformers, class_name)(**traits)
 
 
-def _config(class_name: str, **traits: Any) -> Any:
+def of_llama_shape(class_name: str, **traits: Any) -> Any:
+    """A config of two layers, four heads and two key heads."""
     return make_config(class_name, **(LLAMA_LIKE | traits))
 
 
@@ -47,21 +48,21 @@ def _rope(theta: float, **traits: Any) -> dict[str, Any]:
 
 
 def _tinyllama() -> Any:
-    return _config("LlamaConfig", tie_word_embeddings=False, rope_parameters=_rope(1e4))
+    return of_llama_shape("LlamaConfig", tie_word_embeddings=False, rope_parameters=_rope(1e4))
 
 
 def _llama3() -> Any:
     scaling = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope = _rope(5e5, rope_type="llama3", original_max_position_embeddings=64, **scaling)
-    return _config("LlamaConfig", tie_word_embeddings=True, rope_parameters=rope)
+    return of_llama_shape("LlamaConfig", tie_word_embeddings=True, rope_parameters=rope)
 
 
 def _gemma() -> Any:
-    return _config("GemmaConfig", tie_word_embeddings=True, num_key_value_heads=1, head_dim=16)
+    return of_llama_shape("GemmaConfig", tie_word_embeddings=True, num_key_value_heads=1, head_dim=16)
 
 
 def _gemma2() -> Any:
-    return _config(
+    return of_llama_shape(
         "Gemma2Config",
         tie_word_embeddings=True,
         head_dim=16,
@@ -73,7 +74,7 @@ def _gemma2() -> Any:
 
 
 def _gemma3() -> Any:
-    return _config(
+    return of_llama_shape(
         "Gemma3TextConfig",
         tie_word_embeddings=True,
         num_hidden_layers=6,  # five with a window, one without
@@ -85,40 +86,40 @@ def _gemma3() -> Any:
 
 
 def _qwen2_5() -> Any:
-    return _config("Qwen2Config", tie_word_embeddings=True, rope_parameters=_rope(1e6))
+    return of_llama_shape("Qwen2Config", tie_word_embeddings=True, rope_parameters=_rope(1e6))
 
 
 def _qwen3() -> Any:
-    return _config("Qwen3Config", tie_word_embeddings=True, head_dim=16, rope_parameters=_rope(1e6))
+    return of_llama_shape("Qwen3Config", tie_word_embeddings=True, head_dim=16, rope_parameters=_rope(1e6))
 
 
 def _mistral() -> Any:
-    return _config("MistralConfig", tie_word_embeddings=False, sliding_window=WINDOW, rope_parameters=_rope(1e4))
+    return of_llama_shape("MistralConfig", tie_word_embeddings=False, sliding_window=WINDOW, rope_parameters=_rope(1e4))
 
 
 def _phi3() -> Any:
-    return _config("Phi3Config", tie_word_embeddings=False, sliding_window=WINDOW, rope_parameters=_rope(1e4))
+    return of_llama_shape("Phi3Config", tie_word_embeddings=False, sliding_window=WINDOW, rope_parameters=_rope(1e4))
 
 
 def _smollm2() -> Any:
-    return _config("LlamaConfig", tie_word_embeddings=True, rope_parameters=_rope(1e5))
+    return of_llama_shape("LlamaConfig", tie_word_embeddings=True, rope_parameters=_rope(1e5))
 
 
 def _smollm3() -> Any:
     # The last of every four layers has no positions.
     rope = _rope(5e6)
-    return _config(
+    return of_llama_shape(
         "SmolLM3Config", tie_word_embeddings=True, num_hidden_layers=4, no_rope_layer_interval=4, rope_parameters=rope
     )
 
 
 def _olmo2() -> Any:
     rope = _rope(5e5)
-    return _config("Olmo2Config", tie_word_embeddings=False, num_key_value_heads=4, rope_parameters=rope)
+    return of_llama_shape("Olmo2Config", tie_word_embeddings=False, num_key_value_heads=4, rope_parameters=rope)
 
 
 def _granite() -> Any:
-    return _config(
+    return of_llama_shape(
         "GraniteConfig",
         tie_word_embeddings=True,
         embedding_multiplier=12.0,
@@ -146,10 +147,10 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }
 
 
-def make_family(name: str, folder: Path) -> str:
-    """Write the config of a family and a word-level tokenizer."""
+def make_family(name: str, folder: Path, config: Any = None) -> str:
+    """Write the config of a family (by default that of `FAMILIES`) and a word-level tokenizer."""
     path = make_llm(folder)
-    config = FAMILIES[name]()
+    config = FAMILIES[name]() if config is None else config
     config.architectures = [_architecture(config)]
     config.save_pretrained(folder)
     return path

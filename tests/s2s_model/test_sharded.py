@@ -6,8 +6,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from s2s_model import DuplexS2SModel
-from s2s_parallel.fsdp import mixed_precision, shard_blocks
+from s2s_parallel.config import ParallelConfig
 from s2s_parallel.mesh import build_mesh, resolve_mesh
+from s2s_parallel.parallelize import parallelize
 from tests.s2s_model.builders import make_batch, slice_batch
 from tests.s2s_model.processes import run_on_ranks
 
@@ -40,9 +41,9 @@ def build(config):
     return model
 
 
-def on_rank(rank, config, policy):
-    model = build(config)
-    shard_blocks(model, model.blocks(), build_mesh(resolve_mesh(2), "cpu"), policy=policy)
+def on_rank(rank, model_config, config):
+    model = build(model_config)
+    parallelize(model, model.parts(), build_mesh(resolve_mesh(2), "cpu"), config)
     take_steps(model, [dialogues()[rank]])
     embedding, head = model.llm.get_input_embeddings().weight, model.llm.get_output_embeddings().weight
     return {
@@ -63,7 +64,7 @@ def tied_config(config, tmp_path):
 def test_defect_08_fsdp_keeps_tied_embeddings_and_gathers_perception_layer_by_layer(tied_config, tmp_path):
     alone = build(tied_config)
     take_steps(alone, dialogues())
-    for answer in run_on_ranks(on_rank, tmp_path, tied_config, None):
+    for answer in run_on_ranks(on_rank, tmp_path, tied_config, ParallelConfig()):
         assert answer["tied"]
         state = answer["state"]
         assert torch.equal(state["llm.lm_head.weight"], state["llm.model.embed_tokens.weight"])
@@ -77,7 +78,7 @@ def test_defect_08_fsdp_keeps_tied_embeddings_and_gathers_perception_layer_by_la
 
 
 def test_defect_08_fsdp_computes_in_bf16_and_keeps_float32_weights(tied_config, tmp_path):
-    seen = run_on_ranks(on_rank, tmp_path, tied_config, mixed_precision())[0]
+    seen = run_on_ranks(on_rank, tmp_path, tied_config, ParallelConfig(param_dtype="bfloat16"))[0]
     assert seen["dtypes"] == {torch.float32}
     before = build(tied_config).state_dict()
     moved = [name for name, value in seen["state"].items() if not torch.equal(value, before[name])]

@@ -18,9 +18,19 @@ def test_a_product_that_is_not_the_world_quotes_both_numbers_and_what_works():
     assert "use data_parallel_size=8 with tensor_parallel_size=1" in str(caught.value)
 
 
-def test_tensor_parallelism_is_refused_for_now():
-    with pytest.raises(ValueError, match=r"tensor_parallel_size \(2\) isn't supported yet.*data_parallel_size to 4"):
-        resolve_mesh(4, 2, 2)
+def test_data_parallel_size_is_what_tensor_parallelism_leaves():
+    assert resolve_mesh(8, "auto", 2) == MeshSizes(4, 2)
+    with pytest.raises(
+        ValueError, match=r"data_parallel_size \(1\) × tensor_parallel_size \(3\) is 3, but the run has 2"
+    ):
+        resolve_mesh(2, "auto", 3)
+
+
+def test_copies_of_the_weights_divide_the_data_parallel_processes():
+    sizes = resolve_mesh(8, 4, 2, replicate_size=2)
+    assert (sizes.shard_size, sizes.world_size) == (2, 8)
+    with pytest.raises(ValueError, match=r"replicate_size \(3\) must divide data_parallel_size \(4\): use 1, 2 or 4"):
+        resolve_mesh(8, 4, 2, replicate_size=3)
 
 
 @pytest.mark.parametrize(("dp", "tp", "name"), [(0, 1, "data_parallel_size"), (2, 0, "tensor_parallel_size")])
@@ -34,6 +44,10 @@ def test_every_size_offered_is_accepted():
         for sizes in sizes_that_work(world_size):
             resolved = resolve_mesh(world_size, sizes.data_parallel_size, sizes.tensor_parallel_size)
             assert resolved == sizes
+
+
+def test_sizes_that_a_model_allows():
+    assert sizes_that_work(8, [1, 2, 4, 5]) == [MeshSizes(8, 1), MeshSizes(4, 2), MeshSizes(2, 4)]
 
 
 def test_checking_sizes_imports_no_torch():

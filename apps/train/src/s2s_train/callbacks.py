@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
 from s2s_train.config import AppConfig
+from s2s_train.data_module import data_parallel_place
 from s2s_train.run_folder import RunFolder
 
 
@@ -32,9 +35,10 @@ class RunFolderBegins(Callback):
 
 
 class StepSeed(Callback):
-    """Seeds each training step by (seed, rank, step), so that a resumed run draws what the uncut one would have.
+    """Seeds each training step by (seed, data parallel rank, step): the generators' states, with nothing to save.
 
-    SpecAugment, dither, dropout and hidden codes all draw from torch's generators.
+    A resumed run draws what the uncut one would have, on any mesh. SpecAugment, dither, dropout and hidden codes draw
+    from torch's generators. Tensor parallel peers draw the same: where they compute the same, they must stay the same.
     """
 
     def __init__(self, seed: int) -> None:
@@ -42,8 +46,11 @@ class StepSeed(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed torch on this rank."""
-        place = (self._seed, trainer.global_rank, trainer.global_step, batch_idx)
-        torch.manual_seed(int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:8], "little"))
+        place = (self._seed, data_parallel_place(trainer).rank, trainer.global_step, batch_idx)
+        drawn = int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:8], "little")
+        torch.manual_seed(drawn)
+        np.random.seed(drawn % 2**32)
+        random.seed(drawn)
 
 
 class AudioThroughput(Callback):
@@ -74,7 +81,7 @@ class AudioThroughput(Callback):
         self._batch_started = now
         if trainer.global_step % self._every_n_steps == 0:
             audio_s = sum(int(lens_B.sum()) for lens_B in self._lens) / self._source_sample_rate
-            rate = audio_s * trainer.world_size / max(self._time_s, 1e-9)
+            rate = audio_s * data_parallel_place(trainer).num_ranks / max(self._time_s, 1e-9)
             pl_module.log("audio_s_per_s", rate, prog_bar=True, batch_size=1)
             self._lens, self._time_s = [], 0.0
 

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
+from s2s_parallel.strategy import MeshStrategy
 from s2s_train.exp_config import ExpConfig
 from s2s_train.run_folder import RunFolder
 
@@ -54,6 +55,16 @@ class LastCheckpoint(Checkpoint):
             self._step_saved = trainer.global_step
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint that knows of a checkpoint still being written, whose name is then taken."""
+
+    def file_exists(self, filepath: str | Path, trainer: Trainer) -> bool:
+        """Whether there is, or soon will be, a checkpoint `filepath`; the same on all processes."""
+        strategy = trainer.strategy
+        is_saving = isinstance(strategy, MeshStrategy) and strategy.is_saving(filepath)
+        return is_saving or super().file_exists(filepath, trainer)
+
+
 def build_checkpoints(exp: ExpConfig, folder: RunFolder, has_scoring_asr: bool) -> list[Checkpoint]:
     """Return the checkpoint callbacks, `last` behind `best`, whose scores it holds.
 
@@ -78,7 +89,7 @@ def build_checkpoints(exp: ExpConfig, folder: RunFolder, has_scoring_asr: bool) 
         )
     if mode not in ("max", "min"):
         raise ValueError(f"exp_manager.checkpoint_callback_params.mode is {mode!r}: use max or min")
-    best = ModelCheckpoint(
+    best = BestCheckpoint(
         dirpath=folder.checkpoints.absolute(),
         filename=params.filename,
         monitor=monitor,

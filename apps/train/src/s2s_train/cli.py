@@ -44,6 +44,19 @@ DuplexS2SModel.from_pretrained("OUT"). An export that is there already is replac
 Exit codes: as for fit.
 """
 
+_PLAN_EXAMPLES = """
+examples:
+  plan my.yaml                                                   the mesh that trainer.strategy asks for, and all others
+  plan my.yaml --world-size 64 --gpu h200-141gb                  other hardware
+  plan my.yaml --batch-size 16 --duration 20                     another batch: dialogues, seconds
+  plan my.yaml model.pretrained_llm=/models/qwen3-32b trainer.precision=bf16-true
+  plan my.yaml model.pretrained_llm=/configs/llama-30b --codec 8x4032   a config.json will do; no codec at hand
+
+Flags come after the KEY=VALUE. No GPU is used and no weights are read: of the LLM its config is enough. Activations
+are measured on tensors without data; speed is arithmetic on the constants printed last, and rougher: docs/plan.md.
+Exit codes: as for fit.
+"""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
@@ -51,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_fit(commands)
     _add_export(commands)
+    _add_plan(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of every error")
     return parser
@@ -91,6 +105,31 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     export.add_argument("--dtype", help="bring all weights to bfloat16, float16 or float32 (default: as trained)")
     export.add_argument("--without-codec", action="store_true", help="leave the codec out; the config names it")
     export.set_defaults(run_command=run_export)
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="estimate memory and speed of a run, without a GPU",
+        description="Print what the run of CFG takes of each GPU, and which mesh suits it.",
+        epilog=textwrap.dedent(_PLAN_EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan.add_argument("cfg", metavar="CFG", type=Path, help="YAML config, as for fit")
+    plan.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="config keys by dotted path")
+    plan.add_argument("--gpu", default="h100-80gb", help="its memory and speed count (default: h100-80gb)")
+    plan.add_argument("--world-size", type=int, metavar="N", help="GPUs in all (default: trainer.devices × num_nodes)")
+    plan.add_argument("--gpus-per-node", type=int, metavar="N", default=8, help="behind one fast link (default: 8)")
+    plan.add_argument(
+        "--batch-size", type=int, metavar="B", help="dialogues a batch (default: as data.train_ds has it)"
+    )
+    plan.add_argument(
+        "--duration", type=float, metavar="SECONDS", help="of each (default: the longest of data.train_ds)"
+    )
+    plan.add_argument(
+        "--codec", metavar="KxENTRIES", help="the codec's codebooks and their size, instead of loading it"
+    )
+    plan.set_defaults(run_command=run_plan)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,4 +179,15 @@ def run_export(args: argparse.Namespace) -> int:
 
     asked = ExportArgs(args.run, args.out, args.checkpoint, args.merge_lora, args.dtype, not args.without_codec)
     export(asked, *prepare(asked))
+    return 0
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    """Check the config before the slow imports; return the exit code."""
+    cfg = load_config(args.cfg, args.overrides)
+    from s2s_train.plan import PlanArgs, make_plan
+    from s2s_train.plan_report import print_plan
+
+    asked = PlanArgs(args.gpu, args.world_size, args.gpus_per_node, args.batch_size, args.duration, args.codec)
+    print_plan(make_plan(cfg, asked))
     return 0

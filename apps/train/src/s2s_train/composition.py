@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule
 
 from s2s_eval.scoring import ValidationScoring
 from s2s_model.duplex import DuplexS2SModel
+from s2s_parallel.tensor_parallel import check_sizes
 from s2s_train.config import AppConfig
 from s2s_train.run_folder import RunFolder
 
@@ -16,13 +17,17 @@ def build_model(cfg: AppConfig) -> LightningModule:
     """Build the duplex model of `cfg.model`.
 
     Raises:
-        ValueError: a part can't be built, or `data` brings audio at another rate than the model hears or speaks.
+        ValueError: a part can't be built, `data` brings audio at another rate than the model hears or speaks, or the
+            LLM can't be shared between as many devices.
     """
-    model = DuplexS2SModel(cfg.model, frame_length_s=cfg.data.frame_length)
+    model = DuplexS2SModel(cfg.model, frame_length_s=cfg.data.frame_length, parallel=cfg.parallel)
     for key in ("source_sample_rate", "target_sample_rate"):
         configured, needed = getattr(cfg.data, key), getattr(model, key)
         if configured != needed:
             raise ValueError(f"data.{key} is {configured} Hz, but the model's is {needed} Hz: set data.{key}={needed}")
+    size = cfg.trainer.strategy.get("tensor_parallel_size") if isinstance(cfg.trainer.strategy, dict) else None
+    if isinstance(size, int):  # before processes are started for it
+        check_sizes(model.parts().config, size, cfg.parallel.uneven_heads)
     return model
 
 

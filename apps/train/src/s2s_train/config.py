@@ -16,6 +16,7 @@ from s2s_data.config import DataConfig, validation_sets
 from s2s_eval.config import ScoringConfig
 from s2s_model.config import ModelConfig
 from s2s_model.targets import check_targets
+from s2s_parallel.config import ParallelConfig, check_config
 from s2s_train.config_errors import ConfigError, LineFinder, explain
 from s2s_train.exp_config import ExpConfig
 from s2s_train.trainer_config import TrainerConfig
@@ -32,6 +33,7 @@ class AppConfig:
     model: ModelConfig = field(default_factory=ModelConfig)  # see s2s_model.config
     data: DataConfig = field(default_factory=DataConfig)  # see s2s_data.config
     trainer: TrainerConfig = field(default_factory=TrainerConfig)  # lightning.pytorch.Trainer's arguments
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)  # see s2s_parallel.config
     scoring: ScoringConfig = field(default_factory=ScoringConfig)  # see s2s_eval.config
     exp_manager: ExpConfig = field(default_factory=ExpConfig)  # run folder, loggers, checkpoints
 
@@ -43,12 +45,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> AppConfig:
     """Read a run's config; see `load_as` for the arguments and errors.
 
     Raises:
-        ValueError: also a validation set with an unknown key, and a `_target_` outside the known packages.
+        ValueError: also a validation set with an unknown key, a `_target_` outside the known packages, and values of
+            `parallel` that mean nothing.
     """
     cfg = load_as(AppConfig, path, overrides)
     validation_sets(cfg.data.validation_ds)
     check_targets(asdict(cfg.model), "model")
     check_targets(asdict(cfg.trainer), "trainer")
+    check_config(cfg.parallel)
     if cfg.scoring.scoring_asr != ScoringConfig().scoring_asr:
         raise ConfigError(f"{path}: scoring.scoring_asr: set model.scoring_asr, as in NeMo's files")
     return cfg

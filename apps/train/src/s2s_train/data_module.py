@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from s2s_data.config import DataConfig
 from s2s_data.loader import train_dataloader, validation_dataloaders
 from s2s_data.position import StreamPosition
 from s2s_eval.gather import gather_lists
+
+
+class DataParallelPlace(NamedTuple):
+    """Which data a process has: that of `rank`, of `num_ranks`."""
+
+    rank: int
+    num_ranks: int
+
+
+def data_parallel_place(trainer: Trainer) -> DataParallelPlace:
+    """Tensor parallel peers share a place; Lightning's strategy knows which is which."""
+    place = trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+    return DataParallelPlace(place["rank"], place["num_replicas"])
 
 
 class Resumable(Protocol):
@@ -119,14 +132,13 @@ class DuplexDataModule(LightningDataModule):
             self._train.close()
 
     def _of_this_rank(self) -> dict[str, Any]:
-        """Tensor parallel peers share a data parallel rank; Lightning's strategy knows which is which."""
         trainer = self.trainer
         assert trainer is not None
-        place = trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
         model = trainer.lightning_module
+        place = data_parallel_place(trainer)
         return {
             "tokenizer": model.tokenizer,
             "codec_fingerprint": model.codec_fingerprint,
-            "dp_rank": place["rank"],
-            "dp_world_size": place["num_replicas"],
+            "dp_rank": place.rank,
+            "dp_world_size": place.num_ranks,
         }

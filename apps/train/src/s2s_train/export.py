@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s2s_parallel.checkpoint_folder import whole_path
 from s2s_train.config import AppConfig, load_config
 from s2s_train.run_folder import DEFAULT_RUNS_DIR, RunFolder
 
@@ -64,7 +65,7 @@ def export(args: ExportArgs, cfg: AppConfig, checkpoint: Path) -> None:
     from s2s_model.model_section import without_weights
     from s2s_model.weights import cast_weights, put_weights, read_checkpoint
 
-    saved = read_checkpoint(checkpoint, trusted=checkpoint.is_dir())  # a run's own parts
+    saved = read_checkpoint(checkpoint)
     model = DuplexS2SModel(without_weights(asdict(cfg.model)), frame_length_s=cfg.data.frame_length)
     put_weights(model, saved["state_dict"], str(checkpoint))
     if args.merge_lora:
@@ -101,7 +102,7 @@ def _find_checkpoint(args: ExportArgs, run: RunFolder) -> Path:
 
 
 def _existing(run: RunFolder, checkpoint: Path) -> Path:
-    if checkpoint.exists():
+    if whole_path(checkpoint).exists():
         return checkpoint
     others = _others(run)
     raise FileNotFoundError(
@@ -123,7 +124,7 @@ def _best(run: RunFolder) -> Path:
     from s2s_model.weights import read_checkpoint
 
     last = _existing(run, run.last_checkpoint)
-    callbacks = read_checkpoint(last, trusted=last.is_dir()).get("callbacks", {})
+    callbacks = read_checkpoint(last).get("callbacks", {})
     recorded = [state for state in callbacks.values() if isinstance(state, dict) and state.get("best_model_path")]
     if not recorded:
         raise ValueError(f"--checkpoint best: {last} records none, as nothing was validated yet:{_others(run)}")

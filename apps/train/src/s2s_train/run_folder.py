@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s2s_parallel.atomic_file import write_atomically
+from s2s_parallel.checkpoint_folder import recover, whole_path
 from s2s_train.config import AppConfig
 from s2s_train.config_errors import as_yaml
 from s2s_train.exp_config import ExpConfig
@@ -93,7 +94,7 @@ class RunFolder:
             )
         if exp.resume_from_checkpoint:
             given = Path(exp.resume_from_checkpoint)
-            if not given.exists():
+            if not whole_path(given).exists():
                 raise FileNotFoundError(f"exp_manager.resume_from_checkpoint: no checkpoint at {given}")
             return given
         if exp.resume_if_exists and not exp.resume_ignore_no_checkpoint:
@@ -107,6 +108,7 @@ class RunFolder:
         """last.ckpt, or the newest whole one where last.ckpt is damaged or missing."""
         from s2s_parallel.checkpoint import is_complete  # imports Lightning: a typo needn't wait ten seconds for it
 
+        recover(self.last_checkpoint)
         if is_complete(self.last_checkpoint):
             return self.last_checkpoint
         files = sorted(self.checkpoints.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)

@@ -11,14 +11,17 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import ModelParallelStrategy
 
 from s2s_model.targets import instantiate
 from s2s_parallel.checkpoint import AtomicCheckpointIO
-from s2s_parallel.mesh import resolve_mesh
+from s2s_parallel.strategy import MeshStrategy
 from s2s_train.trainer_config import TrainerConfig
 
 _SET_BY_EXP_MANAGER = ("logger", "enable_checkpointing", "default_root_dir")
+_LIGHTNINGS_MESH_STRATEGY = (
+    "lightning.pytorch.strategies.ModelParallelStrategy",
+    "lightning.pytorch.strategies.model_parallel.ModelParallelStrategy",
+)
 
 
 def build_trainer(
@@ -32,14 +35,23 @@ def build_trainer(
     """
     _check(cfg)
     options: dict[str, Any] = {
-        name: _build(value, f"trainer.{name}") for name, value in asdict(cfg).items() if name not in _SET_BY_EXP_MANAGER
+        name: _build(value, f"trainer.{name}")
+        for name, value in (asdict(cfg) | {"strategy": _our_strategy(cfg.strategy)}).items()
+        if name not in _SET_BY_EXP_MANAGER
     }
-    if isinstance(options["strategy"], ModelParallelStrategy):
-        _check_mesh(options["strategy"], cfg)
+    if isinstance(options["strategy"], MeshStrategy):
+        options["strategy"].check_mesh(_world_size(cfg))
+        options["inference_mode"] = False  # weights that FSDP gathers in inference mode can't be trained on
     options["callbacks"] = [*callbacks, *(options["callbacks"] or [])]
     options["plugins"] = [AtomicCheckpointIO(), *_half_precision(options), *(options["plugins"] or [])]
     saves = any(isinstance(callback, Checkpoint) for callback in options["callbacks"])
     return Trainer(**options, logger=list(loggers), enable_checkpointing=saves, default_root_dir=root_dir)
+
+
+def _our_strategy(strategy: Any) -> Any:
+    """Lightning's strategy becomes ours, which takes its arguments."""
+    is_lightnings = isinstance(strategy, dict) and strategy.get("_target_") in _LIGHTNINGS_MESH_STRATEGY
+    return {**strategy, "_target_": "s2s_parallel.strategy.MeshStrategy"} if is_lightnings else strategy
 
 
 def _half_precision(options: dict[str, Any]) -> list[Any]:
@@ -80,11 +92,10 @@ def _check(cfg: TrainerConfig) -> None:
         )
 
 
-def _check_mesh(strategy: ModelParallelStrategy, cfg: TrainerConfig) -> None:
+def _world_size(cfg: TrainerConfig) -> int:
     devices = cfg.devices
     if devices in ("auto", -1, "-1"):
         on_gpu = cfg.accelerator != "cpu" and torch.cuda.is_available()
         devices = torch.cuda.device_count() if on_gpu else 1
     per_node = len(devices) if isinstance(devices, list) else int(devices)
-    world_size = int(os.environ.get("WORLD_SIZE", per_node * cfg.num_nodes))
-    resolve_mesh(world_size, strategy._data_parallel_size, strategy._tensor_parallel_size)
+    return int(os.environ.get("WORLD_SIZE", per_node * cfg.num_nodes))

@@ -64,7 +64,7 @@ class ValidationScoring(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Score the batch's dialogues."""
-        if self._is_off(trainer) or not isinstance(outputs, Mapping):
+        if self._is_off(trainer) or _is_copy(trainer) or not isinstance(outputs, Mapping):
             return
         for dataset, output in outputs.items():
             data = batch.get(dataset)
@@ -134,3 +134,9 @@ class ValidationScoring(pl.Callback):
                 write_scores(folder, trainer.global_step, dialogues, metrics, limit, about)
         except (OSError, RuntimeError, AssertionError) as error:  # soundfile raises the latter two on a full disk
             log.warning("samples in %s were not written: %s. Training goes on.", folder, error)
+
+
+def _is_copy(trainer: pl.Trainer) -> bool:
+    """Whether another rank scores the same dialogues: of tensor parallel peers, which are neighbours, the first."""
+    place = trainer.distributed_sampler_kwargs
+    return bool(place) and trainer.global_rank % (trainer.world_size // place["num_replicas"]) != 0

@@ -37,7 +37,6 @@ class ModelConfig:
     text_eos_token: str | None = None  # closes an agent turn
 
     perception: dict[str, Any] = field(default_factory=dict)  # NeMo's AudioPerceptionModule
-    activation_checkpointing: bool = False  # recompute the LLM's layers in backward: less memory, a third more time
 
     # Factors on what the LLM reads.
     duplex_user_channel_weight: float = 1.0  # on the encoded user frames

@@ -20,6 +20,10 @@ from s2s_model.config import ModelConfig
 from s2s_model.param_groups import build_optimizers, parameter_groups
 from s2s_model.step_window import StepWindow
 from s2s_model.validation import ValidationLosses, ValOutput
+from s2s_parallel.config import ParallelConfig
+from s2s_parallel.fsdp import gather, release
+from s2s_parallel.gradients import clip_norm, clip_value, total_norm
+from s2s_parallel.parallelize import parallelize
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +34,20 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
     Args:
         config: the `model:` section; unknown keys are refused.
         frame_length_s: seconds of a frame, on which encoder and codec must agree.
+        parallel: how training lays the model out on its devices; Lightning's strategy says on which.
 
     Raises:
         ValueError: a part can't be built, or its rates don't fit; the message quotes both.
     """
 
-    def __init__(self, config: ModelConfig | DictConfig | dict[str, Any], frame_length_s: float = 0.08) -> None:
+    def __init__(
+        self,
+        config: ModelConfig | DictConfig | dict[str, Any],
+        frame_length_s: float = 0.08,
+        parallel: ParallelConfig | None = None,
+    ) -> None:
         super().__init__(config, frame_length_s)
+        self._parallel: ParallelConfig | None = parallel or ParallelConfig()  # None once it is applied
         self._window = StepWindow()
         self._num_nonfinite_steps = 0
         self._statistics: list[tuple[Tensor, Tensor]] = []
@@ -128,12 +139,25 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         )
 
     def configure_model(self) -> None:
-        """Refuse Lightning's device mesh: weights are replicated, not sharded, so far."""
-        if self.device_mesh is not None:
-            raise ValueError(
-                "trainer.strategy: ModelParallelStrategy isn't supported by this model yet; use ddp, which keeps a "
-                "copy of the weights on each GPU"
-            )
+        """Lay the model out on Lightning's device mesh, once."""
+        if self._parallel is not None:
+            parallelize(self, self.parts(), self.device_mesh, self._parallel)
+            self._parallel = None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm over all devices, or by value; torch's own can't where some gradients are sharded."""
+        if not gradient_clip_val:
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_algorithm == "value":
+            clip_value(parameters, gradient_clip_val)
+        else:
+            clip_norm(parameters, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the count of skipped steps."""
@@ -161,8 +185,9 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
     # --- validation ----------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the sums of the validation before."""
+        """Forget the sums of the validation before; gather sharded weights, as answers differ in length."""
         self._validation = ValidationLosses()
+        gather(self)
 
     @torch.no_grad()
     def validation_step(self, batch: dict[str, DuplexBatch | None], batch_idx: int) -> dict[str, ValOutput]:
@@ -198,6 +223,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the losses of each data set and over all, exact over ranks."""
+        release(self)
         self._validation.log("val", self.device, self.log)
 
     def test_step(self, batch: dict[str, DuplexBatch | None], batch_idx: int) -> dict[str, ValOutput]:
@@ -210,6 +236,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """As for validation, with `test` in the names."""
+        release(self)
         self._validation.log("test", self.device, self.log)
 
     # --- in and out ----------------------------------------------------------------------------------------
@@ -244,6 +271,5 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
 
 
 def _finite_gradients(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether no gradient is NaN or infinite; after DDP's reduction all ranks agree on it. Waits for the device."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))) if gradients else True
+    """Whether no gradient is NaN or infinite; all ranks agree on it. Waits for the device."""
+    return bool(torch.isfinite(total_norm(parameters)))

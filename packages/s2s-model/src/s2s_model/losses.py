@@ -6,10 +6,10 @@ Shapes: `N` valid frames of the batch, `V` text vocabulary, `K` codebooks, `C` c
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from s2s_model.config import ModelConfig, TokenWeights
+from s2s_parallel.loss import cross_entropy
 
 
 class LossSums(NamedTuple):
@@ -46,20 +46,17 @@ def token_weights(labels_N: Tensor, weights: TokenWeights, pad_id: int, bos_id: 
 
 def text_loss_sum(logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None = None) -> Tensor:
     """Summed cross entropy of a text head, in float32."""
-    if weights_N is None:
-        return F.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
-    return (F.cross_entropy(logits_NV.float(), labels_N, reduction="none") * weights_N).sum()
+    losses_N = cross_entropy(logits_NV, labels_N[:, None])[:, 0]
+    return losses_N.sum() if weights_N is None else (losses_N * weights_N).sum()
 
 
-def code_loss_sum(logits_NKC: Tensor, labels_NK: Tensor, weights_K: Tensor | None = None) -> Tensor:
-    """Summed cross entropy of the audio head over frames, averaged over codebooks, in float32.
+def code_loss_sum(logits: Tensor, labels_NK: Tensor, weights_K: Tensor | None = None) -> Tensor:
+    """Summed cross entropy of the audio head [N, K * C] over frames, averaged over codebooks, in float32.
 
     `weights_K` sum to 1; None weighs all codebooks alike.
     """
-    logits, labels = logits_NKC.flatten(0, 1).float(), labels_NK.flatten()
-    if weights_K is None:
-        return F.cross_entropy(logits, labels, reduction="sum") / labels_NK.shape[1]
-    return (F.cross_entropy(logits, labels, reduction="none").view(labels_NK.shape) * weights_K).sum()
+    losses_NK = cross_entropy(logits, labels_NK)
+    return losses_NK.sum() / labels_NK.shape[1] if weights_K is None else (losses_NK * weights_K).sum()
 
 
 def codebook_weights(weights: list[float], num_codebooks: int) -> Tensor | None:

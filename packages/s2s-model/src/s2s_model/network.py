@@ -31,6 +31,8 @@ from s2s_model.perception import build_perception
 from s2s_model.sampling import check_sampling
 from s2s_model.text_delays import delay_eos, shift_text
 from s2s_model.tokenizer import load_tokenizer
+from s2s_parallel.loss import whole
+from s2s_parallel.parts import ModelParts
 
 log = logging.getLogger(__name__)
 MAX_SPREAD_FRAMES = 2  # by how much the streams of an example may differ without a word
@@ -91,8 +93,6 @@ class DuplexNetwork(nn.Module):
             self.embed_asr_tokens = copy.deepcopy(self.llm.get_input_embeddings())
         if self.cfg.lora is not None:
             inject_lora(self.llm, self.cfg.lora)
-        if self.cfg.activation_checkpointing:
-            self.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def _build_speech_channel(self) -> None:
         K, C, H = self.audio_codec.num_codebooks, self.speech.vocab_size, hidden_size(self.llm)
@@ -168,9 +168,14 @@ class DuplexNetwork(nn.Module):
 
     def heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits of hidden states [*, H]: text [*, V], codes [*, K, C] and, if predicted, the user's text [*, V]."""
-        codes = self.audio_head(hidden).unflatten(-1, (-1, self.speech.vocab_size))
+        text, codes, user_text = self._logits(hidden)
+        codes = whole(codes).unflatten(-1, (-1, self.speech.vocab_size))
+        return whole(text), codes, None if user_text is None else whole(user_text)
+
+    def _logits(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `heads`, with codes [*, K * C]; under tensor parallelism each process has its share of the last."""
         user_text = text_logits(self.llm, hidden, self.asr_head) if self.cfg.predict_user_text else None
-        return text_logits(self.llm, hidden), codes, user_text
+        return text_logits(self.llm, hidden), self.audio_head(hidden), user_text
 
     def encode_source(self, audio_BS: Tensor, lens_B: Tensor) -> tuple[Tensor, Tensor]:
         """Encode the user's audio to one vector a frame [B, T, H]; returns it with the valid frames [B]."""
@@ -224,7 +229,7 @@ class DuplexNetwork(nn.Module):
     def loss_sums(self, inputs: DuplexInputs) -> LossSums:
         """The losses of the valid frames, summed, and their number."""
         valid_BT = inputs.valid_BT
-        logits_NV, logits_NKC, user_logits_NV = self.heads(self.hidden_states(inputs)[valid_BT])
+        logits_NV, code_logits, user_logits_NV = self._logits(self.hidden_states(inputs)[valid_BT])
         user_text = None
         if user_logits_NV is not None:
             assert inputs.user_text_labels_BT is not None
@@ -233,9 +238,9 @@ class DuplexNetwork(nn.Module):
         return LossSums(
             text=self._text_loss(logits_NV, inputs.text_labels_BT[valid_BT]),
             audio=code_loss_sum(
-                logits_NKC,
+                code_logits,
                 inputs.code_labels_BTK[valid_BT],
-                None if weights_K is None else weights_K.to(logits_NKC.device),
+                None if weights_K is None else weights_K.to(code_logits.device),
             ),
             num_frames=valid_BT.sum(),
             user_text=user_text,
@@ -251,9 +256,21 @@ class DuplexNetwork(nn.Module):
             inputs = hide_codes(inputs, self.cfg.hide_codes_share, self.speech.delay_id)
         return self.loss_sums(inputs)
 
-    def blocks(self) -> list[nn.Module]:
-        """The repeated layers of encoder and LLM, each a unit for sharding and compiling."""
-        return [*self.perception.blocks(), *llm_blocks(self.llm)]
+    def parts(self) -> ModelParts:
+        """The modules by how they are shared between devices."""
+        embeddings, heads = [self.llm.get_input_embeddings(), self.embed_audio_tokens], []
+        if self.cfg.predict_user_text:
+            embeddings.append(self.embed_asr_tokens)
+            heads.append(self.asr_head)
+        return ModelParts(
+            body=llm_body(self.llm),
+            config=text_config(self.llm),
+            layers=llm_blocks(self.llm),
+            embeddings=embeddings,
+            heads=[self.llm.get_output_embeddings(), self.audio_head, *heads],
+            encoder=self.perception,
+            encoder_layers=self.perception.blocks(),
+        )
 
 
 def as_model_config(config: ModelConfig | DictConfig | dict[str, Any]) -> ModelConfig:

@@ -12,8 +12,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from s2s_model.freezing import compile_pattern
 from s2s_model.targets import instantiate
 
-_WRAPPER = "_checkpoint_wrapped_module."  # which activation checkpointing puts into parameter names
-
 
 def build_optimizers(
     module: nn.Module,
@@ -50,7 +48,7 @@ def parameter_groups(
     module: nn.Module, groups: Sequence[Mapping[str, Any]], decay_norms_and_biases: bool
 ) -> list[dict[str, Any]]:
     """Sort the trained parameters of `module` into groups as torch's optimizers take them."""
-    trained = {n.replace(_WRAPPER, ""): p for n, p in module.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("model.freeze_params freezes every parameter: nothing is left to train")
     patterns = [_compile(group, i, trained) for i, group in enumerate(groups)]

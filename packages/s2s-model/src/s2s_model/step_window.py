@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from s2s_parallel.gradients import scale_gradients
+
 
 def is_distributed() -> bool:
     """Whether this is one of several processes that train together."""
@@ -50,9 +52,7 @@ class StepWindow:
         if len(self._num_frames) > 1:
             assert self._divisor is not None
             factor = self._divisor / torch.stack(self._num_frames).sum()
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            for gradient in gradients:
-                gradient.mul_(factor)
+            scale_gradients(parameters, factor)
 
     def nonfinite_cuts(self) -> list[str] | None:
         """The cuts of the batches whose loss is NaN or infinite, over all ranks; None if all are finite.

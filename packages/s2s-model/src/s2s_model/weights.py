@@ -141,7 +141,7 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
-    """Read a Lightning checkpoint to the CPU: a file, or a folder that ModelParallelStrategy wrote in parts.
+    """Read a Lightning checkpoint to the CPU: a file, or a folder that several processes wrote in parts.
 
     Args:
         path: the file or folder.
@@ -155,10 +155,13 @@ def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
         ValueError: it is damaged, or holds more than tensors and plain containers and isn't `trusted`.
     """
     from s2s_parallel.checkpoint import AtomicCheckpointIO, CheckpointReadError, is_complete
+    from s2s_parallel.checkpoint_files import read_folder
+    from s2s_parallel.checkpoint_folder import whole_path
 
-    if path.is_dir():
-        return _read_parts(path, trusted)
+    folder = whole_path(path)
     try:
+        if folder.is_dir():
+            return read_folder(folder, trusted, with_optimizers=False)
         return AtomicCheckpointIO(trusted).load_checkpoint(path)
     except CheckpointReadError as error:
         if trusted or not isinstance(error.__cause__, pickle.UnpicklingError) or not is_complete(path):
@@ -167,28 +170,3 @@ def read_checkpoint(path: Path, trusted: bool = False) -> dict[str, Any]:
             f"checkpoint {path} holds Python objects, and reading them runs code ({first_line(error.__cause__)}): "
             "if you trust where it comes from, say so with trusted=True"
         ) from error
-
-
-def _read_parts(folder: Path, trusted: bool) -> dict[str, Any]:
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    if not (folder / ".metadata").is_file():
-        raise FileNotFoundError(f"{folder} is no checkpoint: it has no .metadata, which lists a checkpoint's parts")
-    if not trusted:
-        raise ValueError(
-            f"checkpoint {folder} is in parts, whose list is a pickle, and reading it runs code: if you trust where it "
-            "comes from, say so with trusted=True"
-        )
-    checkpoint: dict[str, Any] = {}
-    if (folder / "meta.pt").is_file():
-        checkpoint = torch.load(folder / "meta.pt", map_location="cpu", weights_only=False)
-    prefix = "state_dict."
-    state: dict[str, Any] = {
-        name: torch.empty(stored.size, dtype=stored.properties.dtype)
-        for name, stored in FileSystemReader(folder).read_metadata().state_dict_metadata.items()
-        if name.startswith(prefix) and isinstance(stored, TensorStorageMetadata)
-    }
-    load(state, checkpoint_id=folder, no_dist=True)
-    return checkpoint | {"state_dict": {name.removeprefix(prefix): value for name, value in state.items()}}

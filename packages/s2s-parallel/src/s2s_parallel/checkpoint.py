@@ -1,10 +1,8 @@
-"""Lightning's checkpoint files, written atomically and read without running code."""
+"""Lightning's checkpoints, written atomically and read without running code."""
 
 from __future__ import annotations
 
 import os
-import pickle
-import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,11 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from s2s_parallel.atomic_file import CheckpointWriteError, write_atomically
+from s2s_parallel.checkpoint_files import read_file, read_folder
+from s2s_parallel.checkpoint_folder import META, discard, old_path, partial_path, recover, whole_path
+from s2s_parallel.checkpoint_readers import CheckpointReadError, open_folder
 
 __all__ = ["AtomicCheckpointIO", "CheckpointReadError", "CheckpointWriteError", "is_complete"]
-
-
-class CheckpointReadError(ValueError):
-    """A checkpoint is damaged, or holds objects that aren't safe to load. `str()` is one line."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -44,54 +41,53 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         if storage_options is not None:
             raise ValueError("AtomicCheckpointIO writes local files and takes no storage_options")
-        write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+        path = Path(path)
+        if path.is_dir():  # of a run on several devices; a file can't be renamed over it
+            discard(old_path(path))
+            path.rename(old_path(path))
+        if partial_path(path).is_dir():
+            discard(partial_path(path))
+        try:
+            write_atomically(path, lambda file: torch.save(checkpoint, file))
+        except BaseException:
+            recover(path)
+            raise
+        discard(old_path(path))
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any | None = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read the file `path`, its tensors to `map_location`.
+        """Read the file `path`, its tensors to `map_location`; or a folder in parts, whole, to the CPU.
 
         Raises:
             FileNotFoundError: there is no such file.
             CheckpointReadError: the file is damaged or, unless trusted, holds more than plain containers.
         """
-        path = Path(path)
+        path = whole_path(Path(path))
+        trusted = self._trusted if weights_only is None else not weights_only
+        if path.is_dir():
+            return read_folder(path, trusted)
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint at {path}")
-        safe = not self._trusted if weights_only is None else weights_only
-        try:
-            state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=safe)
-        except pickle.UnpicklingError as error:
-            if not safe or not is_complete(path):
-                raise CheckpointReadError(_damaged(path, error)) from error
-            raise CheckpointReadError(
-                f"checkpoint {path} holds more than tensors and plain containers ({_first_line(error)}): only"
-                " if you trust its origin, read it with AtomicCheckpointIO(trusted=True)"
-            ) from error
-        except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
-            raise CheckpointReadError(_damaged(path, error)) from error
-        return state
+        return read_file(path, trusted, map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove the file (or folder of shards) at `path`, if there is one."""
+        """Remove the file or folder at `path`, if there is one, and what a killed save left beside it."""
         path = Path(path)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        for left in (partial_path(path), old_path(path), path):
+            discard(left)
 
 
 def is_complete(path: Path) -> bool:
-    """Whether `path` is a whole checkpoint file: the zip's directory, written last, is there."""
-    return path.is_file() and zipfile.is_zipfile(path)
+    """Whether `path` is a whole checkpoint: a file with its zip's directory, written last, or a folder with its parts.
 
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _damaged(path: Path, error: BaseException) -> str:
-    return (
-        f"checkpoint {path} can't be read, it is damaged or no checkpoint ({_first_line(error)}): move it"
-        " away and resume from another"
-    )
+    A folder that a kill left aside as it was being replaced counts as being at `path`.
+    """
+    path = whole_path(path)
+    if not path.is_dir():
+        return path.is_file() and zipfile.is_zipfile(path)
+    try:
+        open_folder(path)
+    except CheckpointReadError:
+        return False
+    return zipfile.is_zipfile(path / META)

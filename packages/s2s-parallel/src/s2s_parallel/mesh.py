@@ -1,10 +1,12 @@
 """How the processes of a run are arranged: data parallel × tensor parallel, checked before anything is built.
 
-The axis names are those of Lightning's ModelParallelStrategy, so its `device_mesh` fits everything here.
+The axis names are those of Lightning's ModelParallelStrategy, so its `device_mesh` fits everything here. Data
+parallelism itself may have two axes (HSDP): weights are sharded within `shard` and copied along `replicate`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,57 +15,60 @@ if TYPE_CHECKING:
 
 DATA_PARALLEL = "data_parallel"
 TENSOR_PARALLEL = "tensor_parallel"
-AXES = (DATA_PARALLEL, TENSOR_PARALLEL)
+REPLICATE = "replicate"
+SHARD = "shard"
 
-# Tensor parallelism isn't supported yet. Raising this is all that the size checks need once it is.
-MAX_TENSOR_PARALLEL_SIZE = 1
+Size = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
 class MeshSizes:
-    """Processes along each axis; their product is the number of processes."""
+    """Processes along each axis; their product is the number of processes.
+
+    `data_parallel_size` processes read data of their own; the weights have `replicate_size` copies among them.
+    """
 
     data_parallel_size: int
-    tensor_parallel_size: int
+    tensor_parallel_size: int = 1
+    replicate_size: int = 1
 
     @property
     def world_size(self) -> int:
         """Number of processes in the mesh."""
         return self.data_parallel_size * self.tensor_parallel_size
 
+    @property
+    def shard_size(self) -> int:
+        """Processes that share one copy of the weights, along data parallelism."""
+        return self.data_parallel_size // self.replicate_size
 
-def sizes_that_work(world_size: int) -> list[MeshSizes]:
-    """Every supported mesh of `world_size` processes, the smallest tensor parallel size first."""
-    return [
-        MeshSizes(world_size // tp, tp)
-        for tp in range(1, min(world_size, MAX_TENSOR_PARALLEL_SIZE) + 1)
-        if world_size % tp == 0
-    ]
+
+def sizes_that_work(world_size: int, tensor_parallel_sizes: Iterable[int] | None = None) -> list[MeshSizes]:
+    """Every mesh of `world_size` processes without copies, the smallest tensor parallel size first.
+
+    `tensor_parallel_sizes` are those that a model allows; None: any.
+    """
+    allowed = range(1, world_size + 1) if tensor_parallel_sizes is None else sorted(tensor_parallel_sizes)
+    return [MeshSizes(world_size // tp, tp) for tp in allowed if world_size % tp == 0]
 
 
 def resolve_mesh(
-    world_size: int,
-    data_parallel_size: int | Literal["auto"] = "auto",
-    tensor_parallel_size: int | Literal["auto"] = "auto",
+    world_size: int, data_parallel_size: Size = "auto", tensor_parallel_size: Size = "auto", replicate_size: int = 1
 ) -> MeshSizes:
     """Turn configured sizes into a mesh of exactly `world_size` processes.
 
     `"auto"` for `tensor_parallel_size` is 1; for `data_parallel_size` it is whatever remains.
 
     Raises:
-        ValueError: a size is below 1, tensor parallelism is asked for, or the product isn't `world_size`. The
-            message quotes the numbers and the sizes that would work.
+        ValueError: a size is below 1, the product isn't `world_size`, or `replicate_size` doesn't divide
+            `data_parallel_size`. The message quotes the numbers and the sizes that would work.
     """
     tp = 1 if tensor_parallel_size == "auto" else tensor_parallel_size
-    for name, size in (("data_parallel_size", data_parallel_size), ("tensor_parallel_size", tp)):
-        if size != "auto" and size < 1:
+    named = {"data_parallel_size": data_parallel_size, "tensor_parallel_size": tp, "replicate_size": replicate_size}
+    for name, size in named.items():
+        if size != "auto" and (not isinstance(size, int) or size < 1):
             raise ValueError(f"{name} is {size}: use 1 or more (1 disables the axis), or 'auto'")
-    if tp > MAX_TENSOR_PARALLEL_SIZE:
-        raise ValueError(
-            f"tensor_parallel_size ({tp}) isn't supported yet: set it to {MAX_TENSOR_PARALLEL_SIZE} and"
-            f" data_parallel_size to {world_size}, the number of processes (FSDP shards over them)"
-        )
-    dp = world_size // tp if data_parallel_size == "auto" else data_parallel_size
+    dp = max(world_size // tp, 1) if data_parallel_size == "auto" else data_parallel_size
     if dp * tp != world_size:
         options = " or ".join(
             f"data_parallel_size={fit.data_parallel_size} with tensor_parallel_size={fit.tensor_parallel_size}"
@@ -73,11 +78,36 @@ def resolve_mesh(
             f"data_parallel_size ({dp}) × tensor_parallel_size ({tp}) is {dp * tp}, but the run has"
             f" {world_size} process{'es' if world_size > 1 else ''} (devices × nodes): use {options}"
         )
-    return MeshSizes(dp, tp)
+    if dp % replicate_size:
+        raise ValueError(
+            f"replicate_size ({replicate_size}) must divide data_parallel_size ({dp}): use {join_sizes(divisors(dp))}"
+        )
+    return MeshSizes(dp, tp, replicate_size)
+
+
+def divisors(number: int) -> list[int]:
+    """What divides `number`, ascending."""
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def join_sizes(sizes: Iterable[int]) -> str:
+    """Sizes as a message lists them: "1, 2 or 4"."""
+    words = [str(size) for size in sizes]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def build_mesh(sizes: MeshSizes, device_type: str) -> DeviceMesh:
-    """Lay the initialised process group out as a mesh with the axes `data_parallel`, `tensor_parallel`."""
+    """Lay the initialised process group out as a mesh, tensor parallel peers next to each other.
+
+    Its axes are `data_parallel` and `tensor_parallel`; with copies of the weights they are `replicate`, `shard` and
+    `tensor_parallel`, and `data_parallel` is the first two in one. Every process has to call it.
+    """
     from torch.distributed.device_mesh import init_device_mesh
 
-    return init_device_mesh(device_type, (sizes.data_parallel_size, sizes.tensor_parallel_size), mesh_dim_names=AXES)
+    if sizes.replicate_size == 1:
+        shape = (sizes.data_parallel_size, sizes.tensor_parallel_size)
+        return init_device_mesh(device_type, shape, mesh_dim_names=(DATA_PARALLEL, TENSOR_PARALLEL))
+    shape_3d = (sizes.replicate_size, sizes.shard_size, sizes.tensor_parallel_size)
+    mesh = init_device_mesh(device_type, shape_3d, mesh_dim_names=(REPLICATE, SHARD, TENSOR_PARALLEL))
+    mesh[REPLICATE, SHARD]._flatten(DATA_PARALLEL)
+    return mesh

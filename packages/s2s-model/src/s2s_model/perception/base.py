@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from s2s_model.perception.checkpointing import recompute_in_backward
+from s2s_parallel.recompute import recompute_in_backward
 
 if TYPE_CHECKING:
     from s2s_model.perception.streaming import PerceptionStream

@@ -1,0 +1,47 @@
+"""The `parallel` section of a config: how a model is laid out on its devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+UNEVEN_HEADS = ("refuse", "gather")
+RECOMPUTE_MODES = ("none", "full", "selective")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass
+class ParallelConfig:
+    """How blocks are shared between devices, recomputed and compiled; `trainer.strategy` says how many devices."""
+
+    sequence_parallel: bool = True  # under tensor parallelism, frames are shared too between a block's matrices
+    uneven_heads: str = "refuse"  # attention heads that tensor_parallel_size doesn't divide: refuse, or gather them
+    activation_checkpointing: Any = "none"  # none, full, selective (all but matrix products), or N: every Nth block
+    compile: bool = False  # torch.compile each block: slow first steps, faster ones after that
+    param_dtype: str | None = None  # what FSDP computes in, e.g. bfloat16 over float32 weights; null: the weights' own
+    reduce_dtype: str | None = "float32"  # what FSDP adds up gradients in; null: that of the gradients
+    reshard_after_forward: bool = True  # free a block's gathered weights until backward: less memory, gathered twice
+    prefetch_blocks: int = 1  # blocks that FSDP gathers ahead of their turn
+    cpu_offload: bool = False  # keep weights, gradients and optimizer in host memory: slow, for what doesn't fit
+
+
+def check_config(config: ParallelConfig) -> None:
+    """Refuse values that mean nothing.
+
+    Raises:
+        ValueError: with the key, the value and what would work.
+    """
+    if config.uneven_heads not in UNEVEN_HEADS:
+        raise ValueError(f"parallel.uneven_heads is {config.uneven_heads!r}: use {' or '.join(UNEVEN_HEADS)}")
+    mode = config.activation_checkpointing
+    if mode not in RECOMPUTE_MODES and not (isinstance(mode, int) and not isinstance(mode, bool) and mode >= 1):
+        raise ValueError(
+            f"parallel.activation_checkpointing is {mode!r}: use none, full, selective, or a number N from 1 up (every"
+            " Nth block)"
+        )
+    for key in ("param_dtype", "reduce_dtype"):
+        value = getattr(config, key)
+        if value is not None and value not in DTYPES:
+            raise ValueError(f"parallel.{key} is {value!r}: use null or one of {', '.join(DTYPES)}")
+    if config.prefetch_blocks < 0:
+        raise ValueError(f"parallel.prefetch_blocks is {config.prefetch_blocks}: use 0 or more")

@@ -1,0 +1,63 @@
+"""Norms and clipping of gradients, however they are shared: sharded, copied, plain, over one mesh or another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The 2-norm of all gradients as if one device had them, a scalar; the same on all processes.
+
+    Every process has to call it. Plain gradients have to be the same on all of them.
+    """
+    norms = [_whole(torch.nn.utils.get_total_norm(group)) for group in _by_layout(parameters)]
+    if not norms:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+
+
+def clip_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale the gradients so that their `total_norm` is at most `max_norm`; return what it was."""
+    parameters = list(parameters)
+    norm = total_norm(parameters)
+    scale_gradients(parameters, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def clip_value(parameters: Iterable[nn.Parameter], max_value: float) -> None:
+    """Bring each element of the gradients to between -`max_value` and `max_value`."""
+    for gradient in _own_gradients(parameters):
+        gradient.clamp_(-max_value, max_value)
+
+
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> None:
+    """Multiply all gradients by a scalar."""
+    for gradient in _own_gradients(parameters):
+        gradient.mul_(factor.to(gradient.device))
+
+
+def _own_gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """What this process has of the gradients."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+
+
+def _by_layout(parameters: Iterable[nn.Parameter]) -> list[list[Tensor]]:
+    """Gradients in groups that torch can take together: of one mesh and one placement."""
+    groups: dict[Any, list[Tensor]] = {}
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is not None:
+            shared = isinstance(gradient, DTensor)
+            layout = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else None
+            groups.setdefault((shared, layout, gradient.device), []).append(gradient)
+    return list(groups.values())
+
+
+def _whole(norm: Tensor) -> Tensor:
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,0 +1,94 @@
+"""A model onto its devices: tensor parallel, recomputed, compiled, then sharded. In this order, each by one call."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from s2s_parallel.buffers import keep_statistics_alike
+from s2s_parallel.config import ParallelConfig, check_config
+from s2s_parallel.fsdp import data_parallel_mesh, mixed_precision, prefetch, shard_blocks
+from s2s_parallel.local_parameters import wrap_forward
+from s2s_parallel.mesh import DATA_PARALLEL, TENSOR_PARALLEL
+from s2s_parallel.parts import ModelParts
+from s2s_parallel.recompute import checkpoint_blocks
+from s2s_parallel.same_weights import check_same_weights
+from s2s_parallel.tensor_parallel import apply_tensor_parallel
+
+
+def parallelize(model: nn.Module, parts: ModelParts, mesh: DeviceMesh | None, config: ParallelConfig) -> None:
+    """Lay `model` out on `mesh`, in place; None: on one device, or copied by DDP.
+
+    The LLM is tensor parallel and sharded over data parallel processes. The encoder is sharded over all processes:
+    peers of tensor parallelism compute the same there, and a copy each would drift apart.
+
+    Args:
+        model: the whole; its weights have to be the same on all processes.
+        parts: its parts.
+        mesh: with the axes of `mesh.build_mesh`.
+        config: how.
+
+    Raises:
+        ValueError: a value of `config` means nothing, the LLM can't be tensor parallel, or weights differ.
+    """
+    check_config(config)
+    if mesh is not None:
+        check_same_weights(model)
+        if mesh[TENSOR_PARALLEL].size() > 1:
+            apply_tensor_parallel(
+                parts,
+                mesh[TENSOR_PARALLEL],
+                sequence_parallel=config.sequence_parallel,
+                uneven_heads=config.uneven_heads,
+            )
+    checkpoint_blocks(parts.layers, config.activation_checkpointing)
+    if config.compile:
+        for layer in parts.layers:
+            wrap_forward(layer, partial(_compiled_in_training, torch.compile(layer.forward)))
+    if mesh is not None:
+        _shard(model, parts, mesh, config)
+        keep_statistics_alike(model)
+
+
+def _compiled_in_training(compiled: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    # Generation reads a frame at a time into a cache that grows: not what was compiled.
+    return compiled(*args, **kwargs) if torch.is_grad_enabled() else forward(*args, **kwargs)
+
+
+def _shard(model: nn.Module, parts: ModelParts, mesh: DeviceMesh, config: ParallelConfig) -> None:
+    options: dict[str, Any] = {
+        "policy": mixed_precision(_dtype(config.param_dtype), _dtype(config.reduce_dtype)),
+        "reshard_after_forward": config.reshard_after_forward,
+        "cpu_offload": config.cpu_offload,
+    }
+    needed = config.param_dtype is not None or config.cpu_offload  # FSDP does these too
+    world_size = torch.distributed.get_world_size()
+    if world_size > 1 or needed:
+        everyone = init_device_mesh(mesh.device_type, (world_size,), mesh_dim_names=(DATA_PARALLEL,))
+        shard_blocks(parts.encoder, parts.encoder_layers, everyone, **options)
+    if data_parallel_mesh(mesh).size() > 1 or needed:
+        tables = _tied([*parts.embeddings, *parts.heads])
+        shard_blocks(model, [*tables, *parts.layers, parts.body], mesh, **options)
+    for blocks in (parts.encoder_layers, parts.layers):
+        prefetch(blocks, config.prefetch_blocks)
+
+
+def _tied(modules: list[nn.Module]) -> list[nn.Module | list[nn.Module]]:
+    """The modules, those with a common weight in one list."""
+    groups: list[list[nn.Module]] = []
+    for module in modules:
+        own = set(module.parameters())
+        tied = next((group for group in groups if any(own & set(other.parameters()) for other in group)), None)
+        if tied is None:
+            groups.append([module])
+        else:
+            tied.append(module)
+    return [group[0] if len(group) == 1 else group for group in groups]
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    return None if name is None else getattr(torch, name)
