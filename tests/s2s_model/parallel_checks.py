@@ -34,6 +34,7 @@ class Layout:
     config: ParallelConfig = field(default_factory=ParallelConfig)
 
 
+MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2}
 # Families whose plan takes more than rows and columns, beside those of tests/s2s_model/families.py.
 FAMILIES = families.FAMILIES | {
     "qwen3-moe": lambda: families.of_llama_shape("Qwen3MoeConfig", head_dim=8, **MIXTURE, moe_intermediate_size=16),
@@ -45,7 +46,6 @@ FAMILIES = families.FAMILIES | {
     "cohere": lambda: families.of_llama_shape("CohereConfig", logit_scale=0.5),
     "nemotron": lambda: families.of_llama_shape("NemotronConfig"),
 }
-MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2}
 
 GATHERED = ParallelConfig(uneven_heads="gather")  # Gemma's small models have one key head
 LAYOUTS = {

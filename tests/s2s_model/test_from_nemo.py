@@ -110,9 +110,7 @@ def test_a_checkpoint_in_parts(nemo, checkpoint, tmp_path):
     parts = {"state_dict": whole.pop("state_dict"), "optimizer_0": {"state": {"exp_avg": torch.ones(3)}}}
     dcp.save(parts, checkpoint_id=tmp_path / "parts", no_dist=True)
     torch.save(whole, tmp_path / "parts" / "meta.pt")
-    with pytest.raises(ValueError, match=r"is in parts.* with trusted=True"):
-        DuplexS2SModel.from_nemo(tmp_path / "parts")
-    assert_same(DuplexS2SModel.from_nemo(tmp_path / "parts", trusted=True), nemo)
+    assert_same(DuplexS2SModel.from_nemo(tmp_path / "parts"), nemo)
 
 
 @pytest.mark.parametrize("save", ["ckpt", "folder"])

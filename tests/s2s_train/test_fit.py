@@ -137,7 +137,7 @@ def test_a_disk_that_refuses_a_checkpoint_ends_the_run_and_keeps_the_last_good_o
         ),
         (
             "trainer.strategy={_target_: lightning.pytorch.strategies.ModelParallelStrategy, tensor_parallel_size: 2}",
-            r"tensor_parallel_size \(2\) isn't supported yet",
+            r"tensor_parallel_size \(2\) is 2, but the run has 1 process",
         ),
         ("data.train_ds.shar_path=nowhere", "nowhere"),
     ],

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from s2s_eval.report import write_report
 from s2s_parallel.checkpoint import AtomicCheckpointIO
+from s2s_parallel.checkpoint_folder import whole_path
 from s2s_parallel.mismatch import explain_mismatch
 from s2s_train.callbacks import AudioThroughput, RunFolderBegins, RunTimer, StepSeed
 from s2s_train.checkpoints import build_checkpoints
@@ -76,7 +77,7 @@ def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder)
 
 def _stopped(trainer: Trainer, folder: RunFolder) -> str:
     last = folder.last_checkpoint
-    start = f"from {last}, as it was last saved" if last.exists() else "at step 0, as nothing was saved yet"
+    start = f"from {last}, as it was last saved" if whole_path(last).exists() else "at step 0, as nothing was saved yet"
     return f"stopped at step {trainer.global_step}; the same command goes on {start}"
 
 

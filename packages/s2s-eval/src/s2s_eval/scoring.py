@@ -139,4 +139,6 @@ class ValidationScoring(pl.Callback):
 def _is_copy(trainer: pl.Trainer) -> bool:
     """Whether another rank scores the same dialogues: of tensor parallel peers, which are neighbours, the first."""
     place = trainer.distributed_sampler_kwargs
-    return bool(place) and trainer.global_rank % (trainer.world_size // place["num_replicas"]) != 0
+    if place is None:
+        return False
+    return trainer.global_rank % (trainer.world_size // int(place["num_replicas"])) != 0

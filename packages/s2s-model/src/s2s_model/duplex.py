@@ -92,6 +92,11 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
             norms = [m for m in self.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
             self._statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
 
+    def on_train_batch_end(self, outputs: Any, batch: DuplexBatch, batch_idx: int) -> None:
+        """Free the gradients of a step that was taken: Lightning would keep them through the next forward."""
+        if self._window.is_new:
+            self.zero_grad(set_to_none=True)
+
     def _num_batches_of_a_step(self) -> int:
         return int(self.trainer.accumulate_grad_batches) if self._trainer is not None else 1
 

@@ -41,13 +41,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             raw.flush()
             os.fsync(raw.fileno())
         partial.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except Exception as error:
         # torch's zip writer replaces the system's error with its own RuntimeError when it closes the archive
         cause = error if isinstance(error, OSError) else file and file.error
         if cause:
             _discard(partial)  # first, so that the free space told is what a next save will find
-            raise CheckpointWriteError(path, cause, _free_bytes(path.parent)) from error
+            raise CheckpointWriteError(path, cause, free_bytes(path.parent)) from error
         raise
     finally:
         _discard(partial)
@@ -76,7 +76,7 @@ def _discard(partial: Path) -> None:
         partial.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -85,6 +85,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _free_bytes(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
+    """What the file system of `folder`, which need not exist, has left."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return shutil.disk_usage(existing).free

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from s2s_parallel.atomic_file import _sync_folder
+from s2s_parallel.atomic_file import sync_folder
 
 METADATA = ".metadata"  # torch's: what tensors there are, and in which file
 META = "meta.pt"  # all that isn't a tensor of the model or of an optimizer
@@ -31,7 +31,7 @@ def put_in_place(partial: Path, path: Path) -> None:
         discard(old)
         path.rename(old)
     partial.rename(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     discard(old)
 
 

@@ -14,10 +14,11 @@ from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-from s2s_parallel.atomic_file import CheckpointWriteError, _free_bytes
+from s2s_parallel.atomic_file import CheckpointWriteError, free_bytes
 from s2s_parallel.checkpoint_folder import discard, partial_path
 from s2s_parallel.checkpoint_readers import first_line
 from s2s_parallel.distributed_checkpoint import FolderWriter, as_bytes, causes, check_blocks, split_checkpoint
+from s2s_parallel.staging import ReusedStager
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class CheckpointSaver:
         self._path: Path | None = None  # of the save that goes on
         self._future: Future[Any] | None = None
         self._to_remove: list[Callable[[], None]] = []
+        self._stager = ReusedStager()
 
     def save(self, checkpoint: dict[str, Any], path: Path, *, in_background: bool) -> None:
         """Write the folder `path`.
@@ -61,8 +63,8 @@ class CheckpointSaver:
             "process_group": self._group,
         }
         if in_background:
-            future = async_save(tensors, **options)
-            assert isinstance(future, Future)  # the writer copies tensors before this returns
+            future = async_save(tensors, async_stager=self._stager, **options)
+            assert isinstance(future, Future)  # tensors are copied before this returns
             self._path, self._future = path, future
             return
         try:
@@ -109,4 +111,4 @@ class CheckpointSaver:
         found = causes(error)
         refused = [cause for cause in found if isinstance(cause, OSError)]
         cause = refused[0] if refused else OSError(first_line(found[0]))
-        return CheckpointWriteError(path, cause, _free_bytes(path.parent))
+        return CheckpointWriteError(path, cause, free_bytes(path.parent))

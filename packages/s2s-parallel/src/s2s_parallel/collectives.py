@@ -27,7 +27,7 @@ class _Enter(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _all_reduce(grad, ctx.group), None
 
 
@@ -39,7 +39,7 @@ class _Sum(torch.autograd.Function):
         return _all_reduce(x, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
@@ -52,7 +52,7 @@ class _GatherWhole(torch.autograd.Function):
         return _all_gather(x, dim, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _own_share(grad, *ctx.place), None, None
 
 
@@ -65,7 +65,7 @@ class _TakeShare(torch.autograd.Function):
         return _own_share(x, dim, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _all_gather(grad, *ctx.place), None, None
 
 
@@ -78,7 +78,7 @@ class _GatherEnter(torch.autograd.Function):
         return _all_gather(x, dim, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _reduce_scatter(grad, *ctx.place), None, None
 
 
@@ -91,7 +91,7 @@ class _SumShare(torch.autograd.Function):
         return _reduce_scatter(x, dim, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _all_gather(grad, *ctx.place), None, None
 
 
@@ -105,7 +105,7 @@ class _SumGradients(torch.autograd.Function):
         return tuple(x.view_as(x) for x in tensors)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         flat = _all_reduce(torch.cat([grad.flatten() for grad in grads]), ctx.group)
         sizes = [grad.numel() for grad in grads]
         return None, *(part.view_as(grad) for part, grad in zip(flat.split(sizes), grads, strict=True))

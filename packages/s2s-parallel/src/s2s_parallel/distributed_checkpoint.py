@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.storage import StorageReader, WriteResult
 from torch.distributed.tensor import DTensor, Shard
 from torch.futures import Future
 
-from s2s_parallel.atomic_file import _sync_folder
+from s2s_parallel.atomic_file import sync_folder
 from s2s_parallel.checkpoint_folder import META, discard, partial_path, put_in_place
 from s2s_parallel.checkpoint_readers import CheckpointReadError, damaged, first_line
 
@@ -113,7 +113,7 @@ class FolderWriter(FileSystemWriter):
             file.flush()
             os.fsync(file.fileno())
         super().finish(metadata, results)
-        _sync_folder(Path(self.path))
+        sync_folder(Path(self.path))
         put_in_place(Path(self.path), self.target)
 
 

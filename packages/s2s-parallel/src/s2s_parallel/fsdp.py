@@ -90,7 +90,7 @@ def prefetch(blocks: Sequence[nn.Module], num_ahead: int) -> None:
 
     They run one after the other in this order.
     """
-    units = [block for block in blocks if isinstance(block, FSDPModule)]
+    units: list[FSDPModule] = [block for block in blocks if isinstance(block, FSDPModule)]
     for index, unit in enumerate(units):
         unit.set_modules_to_forward_prefetch(units[index + 1 : index + 1 + num_ahead])
         unit.set_modules_to_backward_prefetch(units[max(index - num_ahead, 0) : index][::-1])

@@ -18,7 +18,8 @@ def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     norms = [_whole(torch.nn.utils.get_total_norm(group)) for group in _by_layout(parameters)]
     if not norms:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return norm
 
 
 def clip_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -76,7 +76,7 @@ def wrap_forward(module: nn.Module, wrapper: Callable[..., Any]) -> None:
 
     The module stays what it is: a wrapping module would put its name into those of the parameters.
     """
-    module.forward = partial(wrapper, module.forward)  # type: ignore[method-assign]
+    module.forward = partial(wrapper, module.forward)
 
 
 def _forward_locally(
@@ -89,14 +89,15 @@ def _forward_locally(
 @contextmanager
 def _swapped(entries: list[LocalParameter], mesh: DeviceMesh) -> Iterator[None]:
     kept = [entry.module._parameters[entry.name] for entry in entries]
-    tensors = [parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in kept]
+    tensors: list[Any] = [parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in kept]
     own = [i for i, entry in enumerate(entries) if entry.use in (Use.SUMMAND, Use.FIRST)]
     for i, tensor in zip(own, sum_gradients([_not_none(tensors[i]) for i in own], mesh.get_group()), strict=True):
         tensors[i] = tensor
     for entry, tensor in zip(entries, tensors, strict=True):
         first = entry.use is not Use.FIRST or mesh.get_local_rank() == 0
         # Not a Parameter: autograd has to see where it comes from.
-        entry.module._parameters[entry.name] = tensor if first else _not_none(tensor) * 0  # type: ignore[assignment]
+        slots: dict[str, Any] = entry.module._parameters
+        slots[entry.name] = tensor if first else _not_none(tensor) * 0
     try:
         yield
     finally:

@@ -76,10 +76,11 @@ class _SharedCrossEntropy(torch.autograd.Function):
             exps[:, columns] /= total_NK[:, k, None]
         ctx.save_for_backward(exps, places_NK, mine_NK)
         ctx.segments, ctx.dtype = segments, logits.dtype
-        return total_NK.log() - label_NK
+        losses_NK: Tensor = total_NK.log() - label_NK
+        return losses_NK
 
     @staticmethod
-    def backward(ctx: Any, grad_NK: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_NK: Tensor) -> tuple[Tensor | None, ...]:
         probabilities, places_NK, mine_NK = ctx.saved_tensors
         grad = torch.zeros_like(probabilities)
         for k, columns in ctx.segments:

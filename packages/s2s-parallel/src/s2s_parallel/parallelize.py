@@ -39,6 +39,11 @@ def parallelize(model: nn.Module, parts: ModelParts, mesh: DeviceMesh | None, co
     if mesh is not None:
         check_same_weights(model)
         if mesh[TENSOR_PARALLEL].size() > 1:
+            if config.cpu_offload:
+                raise ValueError(
+                    "parallel.cpu_offload keeps weights that FSDP shards in host memory, not those of tensor"
+                    " parallelism: set trainer.strategy.tensor_parallel_size=1, or parallel.cpu_offload=false"
+                )
             apply_tensor_parallel(
                 parts,
                 mesh[TENSOR_PARALLEL],

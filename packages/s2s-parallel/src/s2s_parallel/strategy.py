@@ -105,6 +105,11 @@ class MeshStrategy(ModelParallelStrategy):
         super().setup(trainer)
         self._is_running = True
 
+    def model_to_device(self) -> None:
+        """Move to the device what isn't there yet; weights that FSDP offloads stay where it keeps them."""
+        assert self.model is not None
+        self.model._apply(lambda tensor: tensor if _is_offloaded(tensor) else tensor.to(self.root_device))
+
     def teardown(self) -> None:
         """Wait for the save in the background.
 
@@ -178,6 +183,15 @@ class MeshStrategy(ModelParallelStrategy):
     def is_saving(self, filepath: str | os.PathLike[str]) -> bool:
         """Whether `filepath` is being written in the background."""
         return self._saver is not None and self._saver.is_saving(Path(filepath).absolute())
+
+    def wait_for_save(self) -> None:
+        """Wait until what is written in the background is whole.
+
+        Raises:
+            CheckpointWriteError: it couldn't be written.
+        """
+        if self._saver is not None:
+            self._saver.wait()
 
     def _make_saver(self, group: dist.ProcessGroup) -> CheckpointSaver:
         return CheckpointSaver(group)
@@ -253,3 +267,7 @@ class MeshStrategy(ModelParallelStrategy):
         if self._process_group_backend is None and self.root_device.type == "cuda":
             return "cpu:gloo,cuda:nccl"  # asynchronous checkpoints and offloaded gradients meet on the CPU
         return super()._get_process_group_backend()
+
+
+def _is_offloaded(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor) and tensor.device.type == "cpu" != tensor.device_mesh.device_type
