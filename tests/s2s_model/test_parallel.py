@@ -1,17 +1,30 @@
 """The whole model on two and four processes against one: every family, and every way of laying it out."""
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 
 from s2s_parallel import registry
 from s2s_parallel.config import ParallelConfig
+from s2s_parallel.fsdp import gathered
 from s2s_parallel.mesh import MeshSizes, build_mesh
 from s2s_parallel.parallelize import parallelize
 from s2s_parallel.registry import FamilySpec, Style, register_family
 from tests.s2s_model import families
 from tests.s2s_model.builders import make_codec
 from tests.s2s_model.families import make_family
-from tests.s2s_model.parallel_checks import FAMILIES, LAYOUTS, Layout, build, compare
+from tests.s2s_model.parallel_checks import (
+    FAMILIES,
+    LAYOUTS,
+    Layout,
+    batches,
+    build,
+    compare,
+    num_labels,
+    results,
+)
 from tests.s2s_model.processes import run_on_ranks
 
 LORA = {
@@ -62,11 +75,55 @@ TP2, DP2, BOTH = MeshSizes(1, 2), MeshSizes(2), MeshSizes(2, 2)
         pytest.param(BOTH, {}, {"predict_user_text": True}, id="the user's text"),
         pytest.param(BOTH, {}, {"lora": LORA}, id="LoRA"),
         pytest.param(TP2, {"sequence_parallel": False}, {"lora": LORA}, id="LoRA without sequence parallel"),
-        pytest.param(TP2, {"compile": True}, {}, id="compiled"),
     ],
 )
 def test_each_way_of_laying_it_out_equals_one_process(sizes, options, keys, of_family, tmp_path):
     compare([Layout(sizes, ParallelConfig(**options))], of_family("llama-3", **keys), tmp_path)
+
+
+def compiled(rank, model, sizes, options):
+    """Gradients, and how many graphs were compiled; not by inductor, which takes a minute."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    config = ParallelConfig(compile=True, **options)
+    torch.compile, own = partial(torch.compile, backend="aot_eager"), torch.compile
+    try:
+        parallelize(model, model.parts(), build_mesh(sizes, "cpu"), config)
+    finally:
+        torch.compile = own
+    dp = sizes.data_parallel_size
+    shown = results(model, batches(dp)[rank // sizes.tensor_parallel_size], num_labels(dp), dp)
+    counters = torch._dynamo.utils.counters
+    return (
+        shown["grad llm.model.layers.8.mlp.up_proj.weight"],
+        counters["stats"]["unique_graphs"],
+        dict(counters["graph_break"]),
+    )
+
+
+@pytest.mark.parametrize("sizes", [TP2, DP2], ids=["TP 2", "FSDP2 2"])
+@pytest.mark.parametrize("mode", ["none", "full"])
+def test_layers_are_compiled_once_for_all(sizes, mode, of_family, tmp_path):
+    """Nine of them: torch gives up on a function that it has compiled eight times."""
+    config = FAMILIES["llama-3"]()
+    config.num_hidden_layers = 9
+    model = of_family(config)
+    dp = sizes.data_parallel_size
+    alone = copy.deepcopy(model)
+    for batch in batches(dp):
+        expected = results(alone, batch, num_labels(dp), 1)["grad llm.model.layers.8.mlp.up_proj.weight"]
+    ranks = run_on_ranks(compiled, tmp_path, model, sizes, {"activation_checkpointing": mode})
+    for gradient, num_graphs, breaks in ranks:
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+        assert 1 <= num_graphs < 9, breaks
+
+
+@pytest.mark.parametrize("class_name", ["OlmoHybridConfig", "AfmoeConfig"])
+def test_blocks_that_the_plan_leaves_out_see_all_frames(class_name, of_family, tmp_path):
+    """Linear attention, a mixture of experts: each process computes them whole, also where frames are shared."""
+    config = families.of_llama_shape(class_name, num_hidden_layers=4, num_key_value_heads=4)
+    compare([LAYOUTS["TP+SP 2"]], of_family(config), tmp_path)
 
 
 @pytest.mark.parametrize("sizes", [MeshSizes(1, 4), MeshSizes(2, 2)])
@@ -134,8 +191,6 @@ def test_adapters_other_than_lora_are_refused_under_tensor_parallelism(of_family
 
 def in_bf16(rank, model):
     parallelize(model, model.parts(), build_mesh(MeshSizes(1, 2), "cpu"), ParallelConfig())
-    from tests.s2s_model.parallel_checks import batches, num_labels, results
-
     shown = results(model, batches(1)[0], num_labels(1), 1)
     return float(shown["loss"]), {p.grad.dtype for p in model.parameters() if p.grad is not None}
 
@@ -143,13 +198,89 @@ def in_bf16(rank, model):
 def test_defect_02_tensor_and_sequence_parallel_in_bf16(of_family, tmp_path):
     """Forward, backward and one-frame decoding with transformers 5, an audio head of 3 codebooks on 2 processes."""
     model = of_family("llama-3", num_codebooks=3).bfloat16()
-    expected = float(model(_batch()).objective(model.cfg)) / 39
+    expected = float(model(batches(1)[0]).objective(model.cfg)) / num_labels(1)
     for loss, dtypes in run_on_ranks(in_bf16, tmp_path, model):
         assert loss == pytest.approx(expected, rel=0.02)  # bf16 has 8 bits
         assert dtypes == {torch.bfloat16}
 
 
-def _batch():
-    from tests.s2s_model.parallel_checks import batches
+def refusals(rank, model):
+    """What is told of settings that don't go together."""
+    mesh = build_mesh(TP2, "cpu")
+    told = []
+    for laid_on, options in (
+        (None, {"param_dtype": "bfloat16"}),
+        (None, {"cpu_offload": True}),
+        (mesh, {"cpu_offload": True}),
+        (mesh, {"compile": True, "activation_checkpointing": "selective"}),
+    ):
+        with pytest.raises(ValueError, match=r"parallel\.") as caught:
+            parallelize(model, model.parts(), laid_on, ParallelConfig(**options))
+        told.append(str(caught.value))
+    return told
 
-    return batches(1)[0]
+
+def test_settings_that_do_not_go_together_are_refused(of_family, tmp_path):
+    for told in run_on_ranks(refusals, tmp_path, of_family("llama-3")):
+        assert told[0].startswith("parallel.param_dtype is what FSDP does")
+        assert told[1].startswith("parallel.cpu_offload is what FSDP does")
+        assert "set trainer.strategy.tensor_parallel_size=1" in told[2]
+        assert "activation_checkpointing=selective sees no operations" in told[3]
+
+
+def talks(rank, model):
+    """A live session on weights that are sharded, and gathered."""
+    model.eval()
+    mesh = build_mesh(DP2, "cpu")
+    parallelize(model, model.parts(), mesh, ParallelConfig())
+    with pytest.raises(ValueError, match="sharded over processes: use it within"):
+        model.open_session()
+    audio_BS = batches(2)[rank]["source_audio"]
+    with gathered(model):
+        session = model.open_session(batch_size=1)
+        outputs = [session.push(audio_BS), session.flush()]
+        offline = model.offline_inference(audio_BS, torch.tensor([audio_BS.shape[1]]), decode_audio=False)
+    return torch.cat([output.tokens_BN for output in outputs], 1), offline["tokens_text"]
+
+
+def test_live_sessions_on_gathered_weights(of_family, tmp_path):
+    """Of unequal length: 24 and 17 frames."""
+    for said, expected in run_on_ranks(talks, tmp_path, of_family("llama-3")):
+        assert torch.equal(said, expected)
+
+
+def validates(rank, model):
+    """Two batches on the first process, one and an empty one on the second."""
+    parallelize(model, model.parts(), build_mesh(DP2, "cpu"), ParallelConfig())
+    logged = {}
+    model.log = lambda name, value, **_: logged.update({name: float(value)})
+    model.eval()
+    model.on_validation_epoch_start()
+    with torch.no_grad():
+        for batch in batches(2) if rank == 0 else [batches(2)[1]]:
+            model.validation_step({"set": batch}, 0)
+        model.validation_step({"set": None}, 0)
+    model.on_validation_epoch_end()
+    return logged
+
+
+def test_processes_validate_as_many_batches_as_they_have(of_family, tmp_path):
+    model = of_family("llama-3")
+    first, second = run_on_ranks(validates, tmp_path, model)
+    assert first == second
+    sums = [model.eval()(batch) for batch in (*batches(2), batches(2)[1])]
+    expected = sum(float(s.objective(model.cfg)) for s in sums) / sum(int(s.num_frames) for s in sums)
+    assert first["val_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def moves(rank, model):
+    """Lightning on one device, then on a mesh."""
+    model.configure_model()
+    model._device_mesh = build_mesh(DP2, "cpu")
+    with pytest.raises(ValueError, match="laid out on one device and can't move to DeviceMesh"):
+        model.configure_model()
+    return True
+
+
+def test_a_model_stays_where_it_was_laid_out(of_family, tmp_path):
+    assert all(run_on_ranks(moves, tmp_path, of_family("llama-3")))

@@ -52,7 +52,12 @@ def test_a_copy_on_each_gpu():
     assert found.gradients == {"llm": 2 * 1680, "text head": 1600, "perception": 2 * 248, "codec": 0}
     assert found.optimizer == {"llm": 4 * 1680, "text head": 3200, "perception": 4 * 248, "codec": 0}
     assert found.kept == 5816 + 5456 + 10912
-    assert found.allocated == found.kept + found.fixed + sum(found.activations.values())
+    stepping = 5456 + 5456  # gradients, and foreach's copies
+    assert found.allocated == 5816 + 10912 + found.fixed + stepping
+    in_forward = memory(8, sharded=False, **BF16, optimizer_copies=0)
+    assert in_forward.allocated == 5816 + 10912 + found.fixed + sum(found.activations.values()), "gradients come later"
+    accumulating = memory(8, sharded=False, **BF16, optimizer_copies=0, accumulates=True)
+    assert accumulating.allocated == in_forward.allocated + 5456
     assert found.total == found.allocated + found.outside
 
 

@@ -178,6 +178,7 @@ def training_of(cfg: AppConfig, layout: Layout) -> tuple[Training, list[str]]:
         autocast=autocast,
         ddp_buckets=layout.sizes.world_size > 1 and not layout.sharded and not as_view,
         validates=cfg.trainer.limit_val_batches != 0 and bool(cfg.data.validation_ds.datasets),
+        accumulates=cfg.trainer.accumulate_grad_batches > 1,
         parallel=parallel,
     )
     return training, notes + ([note] if note else [])

@@ -58,9 +58,8 @@ def _memory(plan: Plan) -> Table:
     table.add_row("cuBLAS workspace", gib(memory.fixed))
     table.add_section()
     table.add_row("torch.cuda.max_memory_allocated", gib(memory.allocated))
-    table.add_row("  of a loop that frees gradients before forward", gib(memory.allocated_if_freed))
     if memory.validating:
-        table.add_row("  in validation, with all weights gathered", gib(memory.kept + memory.fixed + memory.validating))
+        table.add_row("  in validation, with all weights gathered", gib(memory.allocated_in_validation))
     table.add_row("CUDA context, NCCL", gib(memory.outside))
     table.add_section()
     table.add_row("needed", gib(memory.total))

@@ -15,6 +15,7 @@ from s2s_model.network import DuplexNetwork
 from s2s_model.sampling import GenerationConfig, as_generation_config
 from s2s_model.session import DuplexSession, check_audio
 from s2s_model.written_text import text_turns
+from s2s_parallel.fsdp import check_gathered
 
 
 class AnsweringNetwork(DuplexNetwork):
@@ -133,7 +134,9 @@ class AnsweringNetwork(DuplexNetwork):
             generator: where draws come from.
 
         Raises:
-            ValueError: the encoder has to hear the whole recording, or the model is in training mode.
+            ValueError: the encoder has to hear the whole recording, the model is in training mode, or its weights are
+                sharded and not gathered.
         """
+        check_gathered(self.perception)
         config = as_generation_config(config or self.cfg.generation)
         return DuplexSession(self, batch_size, max_duration_s, config, generator)

@@ -47,7 +47,8 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         parallel: ParallelConfig | None = None,
     ) -> None:
         super().__init__(config, frame_length_s)
-        self._parallel: ParallelConfig | None = parallel or ParallelConfig()  # None once it is applied
+        self._parallel = parallel or ParallelConfig()
+        self._laid_out_on: list[Any] = []  # the mesh (or None for one device), once it is done
         self._window = StepWindow()
         self._num_nonfinite_steps = 0
         self._statistics: list[tuple[Tensor, Tensor]] = []
@@ -144,10 +145,19 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         )
 
     def configure_model(self) -> None:
-        """Lay the model out on Lightning's device mesh, once."""
-        if self._parallel is not None:
+        """Lay the model out on Lightning's device mesh, once.
+
+        Raises:
+            ValueError: it can't be, or it lies on another mesh already.
+        """
+        if not self._laid_out_on:
             parallelize(self, self.parts(), self.device_mesh, self._parallel)
-            self._parallel = None
+            self._laid_out_on.append(self.device_mesh)
+        elif self._laid_out_on[0] != self.device_mesh:
+            raise ValueError(
+                f"the model is laid out on {self._laid_out_on[0] or 'one device'} and can't move to "
+                f"{self.device_mesh or 'one device'}: build it anew for another trainer, and load its checkpoint"
+            )
 
     def configure_gradient_clipping(
         self,

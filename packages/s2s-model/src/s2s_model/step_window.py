@@ -66,7 +66,7 @@ class StepWindow:
             return mine
         gathered: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather_object(gathered, mine)
-        return [cut for cuts in gathered for cut in cuts]
+        return list(dict.fromkeys(cut for cuts in gathered for cut in cuts))  # tensor parallel peers have the same
 
     @property
     def is_new(self) -> bool:

@@ -16,7 +16,6 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from s2s_parallel.atomic_file import CheckpointWriteError, free_bytes
 from s2s_parallel.checkpoint_folder import discard, partial_path
-from s2s_parallel.checkpoint_readers import first_line
 from s2s_parallel.distributed_checkpoint import FolderWriter, as_bytes, causes, check_blocks, split_checkpoint
 from s2s_parallel.staging import ReusedStager
 
@@ -110,5 +109,4 @@ class CheckpointSaver:
                 discard(partial_path(path))  # first, so that the free space told is what a next save will find
         found = causes(error)
         refused = [cause for cause in found if isinstance(cause, OSError)]
-        cause = refused[0] if refused else OSError(first_line(found[0]))
-        return CheckpointWriteError(path, cause, free_bytes(path.parent))
+        return CheckpointWriteError(path, refused[0], free_bytes(path.parent)) if refused else error

@@ -43,5 +43,5 @@ def check_config(config: ParallelConfig) -> None:
         value = getattr(config, key)
         if value is not None and value not in DTYPES:
             raise ValueError(f"parallel.{key} is {value!r}: use null or one of {', '.join(DTYPES)}")
-    if config.prefetch_blocks < 0:
-        raise ValueError(f"parallel.prefetch_blocks is {config.prefetch_blocks}: use 0 or more")
+    if config.prefetch_blocks < 1:
+        raise ValueError(f"parallel.prefetch_blocks is {config.prefetch_blocks}: use 1 or more")

@@ -89,6 +89,7 @@ class Training:
     autocast: bool = False  # keeps the weights cast to bf16 beside them
     ddp_buckets: bool = False  # DDP copies gradients into buckets
     validates: bool = True  # sharded weights are gathered for it
+    accumulates: bool = False  # gradients of a step's earlier batches are there in forward; otherwise they are freed
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
@@ -122,6 +123,7 @@ class Memory:
     outside: int  # CUDA and NCCL: not in torch's figures
     validating: int = 0  # the LLM's weights whole, for validation: beside what is kept, no activations
     host: int = 0  # bytes of host memory a process, with cpu_offload
+    accumulates: bool = False  # gradients of a step's earlier batches are there in forward
 
     @property
     def kept(self) -> int:
@@ -130,20 +132,24 @@ class Memory:
 
     @property
     def allocated(self) -> int:
-        """What `torch.cuda.max_memory_allocated` would say."""
-        return self.kept + self.fixed + max(sum(self.activations.values()) + self.gathered, self.stepping)
+        """What `torch.cuda.max_memory_allocated` would say: at the end of forward, or in the optimizer's step."""
+        gradients = sum(self.gradients.values())
+        forward = sum(self.activations.values()) + self.gathered + (gradients if self.accumulates else 0)
+        return self._resting + max(forward, gradients + self.stepping)
 
     @property
-    def allocated_if_freed(self) -> int:
-        """The same of a loop that frees the gradients before forward; Lightning frees them after it."""
-        gradients = sum(self.gradients.values())
-        later = max(sum(self.activations.values()) + self.gathered, gradients + self.stepping)
-        return self.kept - gradients + self.fixed + later
+    def allocated_in_validation(self) -> int:
+        """The same for validation, in which there are no gradients."""
+        return self._resting + self.validating
+
+    @property
+    def _resting(self) -> int:
+        return self.kept - sum(self.gradients.values()) + self.fixed
 
     @property
     def total(self) -> int:
         """What the GPU has to have."""
-        return max(self.allocated, self.kept + self.fixed + self.validating) + self.outside
+        return max(self.allocated, self.allocated_in_validation) + self.outside
 
 
 def estimate_memory(parts: Sequence[Part], activations: Activations, training: Training, layout: Layout) -> Memory:
@@ -169,6 +175,7 @@ def estimate_memory(parts: Sequence[Part], activations: Activations, training: T
         outside=int(constant("cuda_context") + (constant("nccl") if layout.sizes.world_size > 1 else 0)),
         validating=_whole_llm(parts, training, layout) if training.validates else 0,
         host=host,
+        accumulates=training.accumulates,
     )
 
 

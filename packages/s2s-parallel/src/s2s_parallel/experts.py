@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from s2s_parallel import collectives as peers
-from s2s_parallel.local_parameters import wrap_forward
+from s2s_parallel.forwards import wrap_forward
 
 
 def share_experts(experts: nn.Module, name: str, group: ProcessGroup) -> None:
@@ -24,11 +23,16 @@ def share_experts(experts: nn.Module, name: str, group: ProcessGroup) -> None:
         raise ValueError(f"{name} is shared as experts, but its {type(experts).__name__} has no num_experts")
     if num_experts % group.size():
         raise ValueError(f"tensor_parallel_size ({group.size()}) must divide the experts of {name} ({num_experts})")
+    if getattr(getattr(experts, "config", None), "_experts_implementation", None) == "eager":
+        raise ValueError(
+            f"{name}: transformers' eager experts leave out those without a frame, and processes would wait for each"
+            " other: don't set experts_implementation to eager under tensor parallelism"
+        )
     own = num_experts // group.size()
     experts.num_experts = own  # type: ignore[assignment]
     # transformers then leaves out frames whose expert's number is beyond the last
     experts._is_expert_parallel = True  # type: ignore[assignment]
-    wrap_forward(experts, partial(_forward, group, own))
+    wrap_forward(experts, _forward, group, own)
 
 
 def _forward(

@@ -45,6 +45,7 @@ def shard_blocks(
     blocks: Iterable[Unit],
     mesh: DeviceMesh,
     *,
+    kept: Iterable[Unit] = (),
     policy: MixedPrecisionPolicy | None = None,
     reshard_after_forward: bool = True,
     cpu_offload: bool = False,
@@ -60,6 +61,7 @@ def shard_blocks(
         blocks: submodules of `module` that are called as modules, most often the transformer layers, in the order in
             which they run; modules that share a weight, such as an embedding and its head, are a list. A block inside
             another one comes before it. One that is sharded already is left as it is.
+        kept: more such blocks, with which backward begins: their gathered weights aren't freed before it.
         mesh: a mesh with the axis `data_parallel` (Lightning's `device_mesh`, or `mesh.build_mesh`).
         policy: dtypes of computation and gradient reduction; None computes in the weights' own dtype. What `module`
             itself is called with isn't cast: audio stays in float32.
@@ -70,18 +72,20 @@ def shard_blocks(
     Raises:
         ValueError: no blocks, a block that isn't inside `module`, or a mesh without the axis.
     """
-    blocks = list(blocks)
-    _check(module, blocks)
+    blocks, kept = list(blocks), list(kept)
+    _check(module, [*blocks, *kept])
     policy = policy or MixedPrecisionPolicy()
     options: dict[str, Any] = {
         "mesh": data_parallel_mesh(mesh),
-        "reshard_after_forward": reshard_after_forward,
         "offload_policy": CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if cpu_offload else OffloadPolicy(),
         "shard_placement_fn": _shard_evenly(data_parallel_mesh(mesh).size(-1)),
     }
     for block in blocks:
-        fully_shard(block, mp_policy=policy, **options)
-    fully_shard(module, mp_policy=replace(policy, cast_forward_inputs=False), **options)
+        fully_shard(block, mp_policy=policy, reshard_after_forward=reshard_after_forward, **options)
+    for block in kept:
+        fully_shard(block, mp_policy=policy, reshard_after_forward=False, **options)
+    outermost = replace(policy, cast_forward_inputs=False)
+    fully_shard(module, mp_policy=outermost, reshard_after_forward=reshard_after_forward, **options)
     return module
 
 
@@ -128,6 +132,19 @@ def release(module: nn.Module) -> None:
         unit.reshard()
 
 
+def check_gathered(module: nn.Module) -> None:
+    """Check that FSDP hasn't left this process a shard of `module` alone.
+
+    Raises:
+        ValueError: it has; the message says how to gather it.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        raise ValueError(
+            f"the weights of {type(module).__name__} are sharded over processes: use it within"
+            " s2s_parallel.fsdp.gathered(model), on all of them"
+        )
+
+
 def _reshards(unit: FSDPModule) -> bool:
     group = unit._get_fsdp_state()._fsdp_param_group
     return group is not None and group.post_forward_mesh_info is not None
@@ -144,7 +161,13 @@ def _shard_evenly(num_shards: int) -> Any:
             return None
         if parameter.shape[0] % (num_shards * parameter.device_mesh.size()) == 0:
             return None
-        return Shard(1) if parameter.ndim > 1 and parameter.shape[1] % num_shards == 0 else None
+        if parameter.ndim > 1 and parameter.shape[1] % num_shards:
+            raise ValueError(
+                f"a matrix of {list(parameter.shape)} can't be shared by tensor_parallel_size"
+                f" ({parameter.device_mesh.size()}) and {num_shards} FSDP shards together: neither do both divide its"
+                f" first dimension, nor the shards its second; use a number of shards that divides {parameter.shape[1]}"
+            )
+        return Shard(1) if parameter.ndim > 1 else None
 
     return placement
 

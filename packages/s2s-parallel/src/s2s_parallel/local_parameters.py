@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from s2s_parallel.collectives import sum_gradients
+from s2s_parallel.forwards import wrap_forward
 
 
 class Use(Enum):
@@ -68,15 +68,7 @@ class Distributor:
 def compute_locally(module: nn.Module, entries: Iterable[LocalParameter], mesh: DeviceMesh) -> None:
     """Let `module.forward` see plain tensors in place of the parameters of `entries`, which lie inside it."""
     ordered = list(entries)
-    wrap_forward(module, partial(_forward_locally, ordered, mesh))
-
-
-def wrap_forward(module: nn.Module, wrapper: Callable[..., Any]) -> None:
-    """Let `wrapper(forward, *args, **kwargs)` run in place of the module's forward.
-
-    The module stays what it is: a wrapping module would put its name into those of the parameters.
-    """
-    module.forward = partial(wrapper, module.forward)
+    wrap_forward(module, _forward_locally, ordered, mesh)
 
 
 def _forward_locally(

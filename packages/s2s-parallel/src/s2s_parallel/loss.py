@@ -36,7 +36,10 @@ def cross_entropy(logits: Tensor, labels_NK: Tensor) -> Tensor:
         return losses.view(labels_NK.shape)
     assert logits.placements == (Shard(1),), logits.placements
     group = logits.device_mesh.get_group()
-    return _apply(logits.to_local(), labels_NK, logits.shape[1] // labels_NK.shape[1], logits.shape[1], group)
+    num_classes = logits.shape[1] // labels_NK.shape[1]
+    in_range = ((labels_NK >= 0) & (labels_NK < num_classes)).all()
+    torch._assert_async(in_range, f"a label isn't from 0 to {num_classes - 1}")  # as torch's own cross entropy does
+    return _apply(logits.to_local(), labels_NK, num_classes, logits.shape[1], group)
 
 
 def _apply(logits: Tensor, labels_NK: Tensor, num_classes: int, width: int, group: ProcessGroup) -> Tensor:

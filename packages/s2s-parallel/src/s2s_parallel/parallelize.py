@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +9,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from s2s_parallel.buffers import keep_statistics_alike
+from s2s_parallel.compiled import compile_in_training
 from s2s_parallel.config import ParallelConfig, check_config
 from s2s_parallel.fsdp import data_parallel_mesh, mixed_precision, prefetch, shard_blocks
-from s2s_parallel.local_parameters import wrap_forward
 from s2s_parallel.mesh import DATA_PARALLEL, TENSOR_PARALLEL
 from s2s_parallel.parts import ModelParts
 from s2s_parallel.recompute import checkpoint_blocks
@@ -36,32 +35,40 @@ def parallelize(model: nn.Module, parts: ModelParts, mesh: DeviceMesh | None, co
         ValueError: a value of `config` means nothing, the LLM can't be tensor parallel, or weights differ.
     """
     check_config(config)
+    is_tensor_parallel = mesh is not None and mesh[TENSOR_PARALLEL].size() > 1
+    _check_together(config, mesh, is_tensor_parallel)
     if mesh is not None:
         check_same_weights(model)
-        if mesh[TENSOR_PARALLEL].size() > 1:
-            if config.cpu_offload:
-                raise ValueError(
-                    "parallel.cpu_offload keeps weights that FSDP shards in host memory, not those of tensor"
-                    " parallelism: set trainer.strategy.tensor_parallel_size=1, or parallel.cpu_offload=false"
-                )
-            apply_tensor_parallel(
-                parts,
-                mesh[TENSOR_PARALLEL],
-                sequence_parallel=config.sequence_parallel,
-                uneven_heads=config.uneven_heads,
-            )
+    if mesh is not None and is_tensor_parallel:
+        apply_tensor_parallel(parts, mesh[TENSOR_PARALLEL], config)
     checkpoint_blocks(parts.layers, config.activation_checkpointing)
-    if config.compile:
+    if config.compile and not is_tensor_parallel:
         for layer in parts.layers:
-            wrap_forward(layer, partial(_compiled_in_training, torch.compile(layer.forward)))
+            compile_in_training(layer)
     if mesh is not None:
         _shard(model, parts, mesh, config)
         keep_statistics_alike(model)
 
 
-def _compiled_in_training(compiled: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
-    # Generation reads a frame at a time into a cache that grows: not what was compiled.
-    return compiled(*args, **kwargs) if torch.is_grad_enabled() else forward(*args, **kwargs)
+def _check_together(config: ParallelConfig, mesh: DeviceMesh | None, is_tensor_parallel: bool) -> None:
+    if mesh is None:
+        for key in ("param_dtype", "cpu_offload"):
+            if getattr(config, key):
+                raise ValueError(
+                    f"parallel.{key} is what FSDP does, and this strategy keeps whole weights on each device: set"
+                    " trainer.strategy._target_=s2s_parallel.strategy.MeshStrategy (one device will do), or leave"
+                    f" parallel.{key} out"
+                )
+    if is_tensor_parallel and config.cpu_offload:
+        raise ValueError(
+            "parallel.cpu_offload keeps weights that FSDP shards in host memory, not those of tensor parallelism: set"
+            " trainer.strategy.tensor_parallel_size=1, or parallel.cpu_offload=false"
+        )
+    if is_tensor_parallel and config.compile and config.activation_checkpointing == "selective":
+        raise ValueError(
+            "parallel.activation_checkpointing=selective sees no operations inside what parallel.compile compiles under"
+            " tensor parallelism: use full, none or a number, or parallel.compile=false"
+        )
 
 
 def _shard(model: nn.Module, parts: ModelParts, mesh: DeviceMesh, config: ParallelConfig) -> None:
@@ -77,7 +84,10 @@ def _shard(model: nn.Module, parts: ModelParts, mesh: DeviceMesh, config: Parall
         shard_blocks(parts.encoder, parts.encoder_layers, everyone, **options)
     if data_parallel_mesh(mesh).size() > 1 or needed:
         tables = _tied([*parts.embeddings, *parts.heads])
-        shard_blocks(model, [*tables, *parts.layers, parts.body], mesh, **options)
+        # Backward begins with heads and last norm: gathered weights of theirs wait for it.
+        kept = [table for table in tables if isinstance(table, list) or table in parts.heads]
+        freed = [table for table in tables if table not in kept]
+        shard_blocks(model, [*freed, *parts.layers], mesh, kept=[*kept, parts.body], **options)
     for blocks in (parts.encoder_layers, parts.layers):
         prefetch(blocks, config.prefetch_blocks)
 

@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from s2s_parallel.forwards import unwrap_forward, wrap_forward
+
 # Cheap to keep for what they cost to compute: "selective" computes everything else again.
 _KEPT_OPS = frozenset(
     {
@@ -41,24 +43,19 @@ def checkpoint_blocks(blocks: Iterable[nn.Module], mode: str | int) -> None:
 def recompute_in_backward(module: nn.Module, enabled: bool, *, selective: bool = False) -> None:
     """Let backward compute `module` again instead of storing what is inside it, or undo that.
 
-    The module's `forward` is replaced, not the module: a wrapper would put its own name into those of the parameters,
-    which regexes, sharding plans and checkpoints go by.
-
     Args:
         module: changed in place.
         enabled: False puts back the forward that it had.
         selective: keep the results of matrix products, attention and exchanges between devices.
     """
-    wrapped = module.__dict__.get("forward")
-    if isinstance(wrapped, partial) and wrapped.func is _checkpointed:
-        module.forward = wrapped.args[0]
+    unwrap_forward(module, _checkpointed)
     if enabled:
         norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        module.forward = partial(_checkpointed, module.forward, norms, selective)
+        wrap_forward(module, _checkpointed, norms, selective)
 
 
 def _checkpointed(
-    forward: Callable[..., Any], norms: list[_BatchNorm], selective: bool, *args: Any, **kwargs: Any
+    norms: list[_BatchNorm], selective: bool, forward: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
@@ -71,8 +68,9 @@ def _checkpointed(
 def _contexts(
     norms: list[_BatchNorm], selective: bool
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    first, second = create_selective_checkpoint_contexts(_policy) if selective else (nullcontext(), nullcontext())
-    return first, _both(second, norms)
+    contexts: Any = create_selective_checkpoint_contexts(_policy) if selective else (nullcontext(), nullcontext())
+    first, second = contexts
+    return (first, _both(second, norms)) if norms else (first, second)  # torch.compile knows torch's contexts alone
 
 
 def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

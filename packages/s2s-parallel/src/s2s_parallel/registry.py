@@ -50,14 +50,12 @@ class FamilySpec:
         plan: the whole plan; None: that of the model's config.
         overrides: styles put into the plan, or over what it says.
         optional: patterns that some models of the family have nothing for.
-        layers: where the body has its list of layers.
         sequence_parallel: whether frames may be shared between its layers' matrices.
     """
 
     plan: Mapping[str, str] | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
-    layers: str = "layers"
     sequence_parallel: bool = True
 
 
@@ -68,10 +66,12 @@ class Plan:
     family: str
     styles: Mapping[str, Style]
     optional: tuple[str, ...]
-    layers: str
     sequence_parallel: bool
 
 
+_ATTENTION = {f"layers.*.self_attn.{name}_proj": Style.COLWISE.value for name in "qkv"} | {
+    "layers.*.self_attn.o_proj": Style.ROWWISE.value
+}
 _QK_NORMS = {f"layers.*.self_attn.{name}": Style.LOCAL_USE.value for name in ("q_norm", "k_norm")}
 _EXPERTS = {"layers.*.mlp.experts": Style.EXPERTS.value}
 _DENSE_LAYERS = tuple(f"layers.*.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj"))
@@ -83,10 +83,10 @@ _FAMILIES: dict[str, FamilySpec] = {
     "apertus": FamilySpec(overrides=_QK_NORMS | {"layers.*.mlp.act_fn": Style.LOCAL_USE.value}),
     "qwen3_moe": FamilySpec(overrides=_QK_NORMS | _EXPERTS, optional=_DENSE_LAYERS),
     "mixtral": FamilySpec(overrides=_EXPERTS),
-    "gpt_oss": FamilySpec(
-        plan={f"layers.*.self_attn.{name}_proj": Style.COLWISE.value for name in "qkv"}
-        | {"layers.*.self_attn.o_proj": Style.ROWWISE.value, "layers.*.self_attn.sinks": Style.LOCAL_SHARE.value}
-        | _EXPERTS
+    "gpt_oss": FamilySpec(plan=_ATTENTION | {"layers.*.self_attn.sinks": Style.LOCAL_SHARE.value} | _EXPERTS),
+    # Its config has no plan in transformers 5.17.
+    "nemotron": FamilySpec(
+        plan=_ATTENTION | {"layers.*.mlp.up_proj": Style.COLWISE.value, "layers.*.mlp.down_proj": Style.ROWWISE.value}
     ),
 }
 
@@ -123,7 +123,7 @@ def plan_for(config: Any) -> Plan:
         for pattern, style in named.items()
         if pattern.partition(".")[0] not in _NOT_LAYERS
     }
-    return Plan(family, _without_parts_of_experts(styles), spec.optional, spec.layers, spec.sequence_parallel)
+    return Plan(family, _without_parts_of_experts(styles), spec.optional, spec.sequence_parallel)
 
 
 def _style(name: str, pattern: str, family: str) -> Style:

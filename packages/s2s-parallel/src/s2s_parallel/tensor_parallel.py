@@ -14,7 +14,6 @@ import logging
 import math
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +23,10 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from s2s_parallel import collectives as peers
+from s2s_parallel.compiled import compile_in_training
+from s2s_parallel.config import ParallelConfig
 from s2s_parallel.experts import share_experts
+from s2s_parallel.forwards import wrap_forward
 from s2s_parallel.leaves import leaf_parameters
 from s2s_parallel.local_parameters import (
     Distributor,
@@ -32,7 +34,6 @@ from s2s_parallel.local_parameters import (
     Use,
     compute_locally,
     direct_parameters,
-    wrap_forward,
 )
 from s2s_parallel.mesh import divisors, join_sizes
 from s2s_parallel.parts import ModelParts
@@ -84,9 +85,7 @@ def _to_divide(config: Any, gathers: bool) -> dict[str, int]:
     return {key: number for key, number in found.items() if isinstance(number, int)}
 
 
-def apply_tensor_parallel(
-    parts: ModelParts, mesh: DeviceMesh, *, sequence_parallel: bool = True, uneven_heads: str = "refuse"
-) -> None:
+def apply_tensor_parallel(parts: ModelParts, mesh: DeviceMesh, config: ParallelConfig) -> None:
     """Share layers, embeddings and heads of a model between the processes of `mesh`.
 
     The modules are changed in place; their parameters become DTensors on `mesh`, their names stay. Heads give DTensors
@@ -95,15 +94,15 @@ def apply_tensor_parallel(
     Args:
         parts: the model's; its weights have to be the same on all processes.
         mesh: of one dimension.
-        sequence_parallel: see the module. It is in force where gradients are computed: generation reads one frame.
-        uneven_heads: "refuse", or "gather" attention whose heads don't divide.
+        config: `sequence_parallel` is in force where gradients are computed (generation reads one frame);
+            `uneven_heads`; `compile` compiles what a layer computes with its share of the parameters.
 
     Raises:
         ValueError: no plan, or one that doesn't fit the model; heads or features that don't divide.
     """
-    check_sizes(parts.config, mesh.size(), uneven_heads)
+    check_sizes(parts.config, mesh.size(), config.uneven_heads)
     plan = plan_for(parts.config)
-    sequence_parallel = sequence_parallel and plan.sequence_parallel
+    sequence_parallel = config.sequence_parallel and plan.sequence_parallel
     styles = _resolve(plan, parts.body)
     if any(number % mesh.size() for number in _to_divide(parts.config, gathers=False).values()):
         styles = _gather_attention(styles, parts.body)
@@ -115,6 +114,8 @@ def apply_tensor_parallel(
         _check_divides(entries, names, mesh.size())
         for entry in entries:
             distributor.distribute(entry)
+        if config.compile:
+            compile_in_training(layer)
         compute_locally(layer, entries, mesh)
     if sequence_parallel:
         _share_frames(parts, mesh.get_group())
@@ -135,15 +136,15 @@ def _resolve(plan: Plan, body: nn.Module) -> dict[str, Style]:
         if not matches and pattern not in plan.optional:
             raise ValueError(
                 f"the tensor parallel plan of {plan.family} names {pattern!r}, but the LLM has no such module or"
-                f" parameter; it has {', '.join(_of_a_layer(names, plan.layers))}. Register a plan that fits:"
+                f" parameter; it has {', '.join(_of_a_layer(names))}. Register a plan that fits:"
                 " s2s_parallel.registry.register_family"
             )
         styles |= dict.fromkeys(matches, style)
     return styles
 
 
-def _of_a_layer(names: list[str], layers: str) -> list[str]:
-    return [name.replace(".0.", ".*.", 1) for name in names if re.match(rf"{re.escape(layers)}\.0\.", name)]
+def _of_a_layer(names: list[str]) -> list[str]:
+    return [name.replace(".0.", ".*.", 1) for name in names if re.match(r"\w+\.0\.", name)]
 
 
 def _gather_attention(styles: dict[str, Style], body: nn.Module) -> dict[str, Style]:
@@ -172,9 +173,14 @@ def _share_layer(
         leaves = _leaves(child, names, styles)
         if leaves:
             entries += _share_block(child, leaves, names, styles, group, frames_shared)
-        else:  # a norm
-            use = Use.SUMMAND if frames_shared else Use.WHOLE
-            entries += [LocalParameter(m, p, use) for m in child.modules() for p in direct_parameters(m)]
+            continue
+        mixes = any(parameter.ndim > 1 for parameter in child.parameters())  # frames or features, other than a norm
+        if mixes:
+            log.warning("tensor parallelism: the plan leaves out %s, which each process computes whole", names[child])
+        use = Use.SUMMAND if frames_shared and not mixes else Use.WHOLE
+        entries += [LocalParameter(m, p, use) for m in child.modules() for p in direct_parameters(m)]
+        if mixes and frames_shared:
+            wrap_forward(child, _whole_block, group)
     use = Use.SUMMAND if frames_shared else Use.WHOLE
     return entries + [LocalParameter(layer, name, use) for name in direct_parameters(layer)]
 
@@ -210,9 +216,9 @@ def _share_block(
     for leaf, style in leaves.items():
         _share_leaf(leaf, names[leaf], style, group, together=together, frames_shared=frames_shared)
     if together:
-        wrap_forward(block, partial(_enter_block, group, frames_shared))
+        wrap_forward(block, _enter_block, group, frames_shared)
     elif frames_shared:
-        wrap_forward(block, partial(_whole_block, group))
+        wrap_forward(block, _whole_block, group)
     return entries + others
 
 
@@ -257,9 +263,9 @@ def _share_leaf(
     if style is Style.EXPERTS:
         share_experts(leaf, name, group)
     elif style in (Style.COLWISE, Style.COLWISE_GATHER):
-        wrap_forward(leaf, partial(_colwise, group, not together, style is Style.COLWISE_GATHER))
+        wrap_forward(leaf, _colwise, group, not together, style is Style.COLWISE_GATHER)
     elif style in (Style.ROWWISE, Style.ROWWISE_SPLIT):
-        wrap_forward(leaf, partial(_rowwise, group, together and frames_shared, style is Style.ROWWISE_SPLIT))
+        wrap_forward(leaf, _rowwise, group, together and frames_shared, style is Style.ROWWISE_SPLIT)
 
 
 def _frames_are_shared() -> bool:
@@ -325,9 +331,9 @@ def _check_divides(entries: list[LocalParameter], names: dict[nn.Module, str], n
 
 
 def _share_frames(parts: ModelParts, group: ProcessGroup) -> None:
-    wrap_forward(parts.body, partial(_padded_body, group.size()))
-    wrap_forward(parts.layers[0], partial(_first_layer, group))
-    wrap_forward(parts.layers[-1], partial(_last_layer, group))
+    wrap_forward(parts.body, _padded_body, group.size())
+    wrap_forward(parts.layers[0], _first_layer, group)
+    wrap_forward(parts.layers[-1], _last_layer, group)
 
 
 def _padded_body(num_peers: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from s2s_parallel import collectives as peers
+from s2s_parallel.forwards import wrap_forward
 from s2s_parallel.leaves import leaf_parameters
 from s2s_parallel.local_parameters import (
     Distributor,
@@ -19,7 +19,6 @@ from s2s_parallel.local_parameters import (
     Use,
     compute_locally,
     direct_parameters,
-    wrap_forward,
 )
 from s2s_parallel.mesh import divisors, join_sizes
 from s2s_parallel.parts import ModelParts
@@ -35,8 +34,8 @@ def share_tokens(parts: ModelParts, distributor: Distributor, mesh: DeviceMesh) 
     of_heads = {parameter for head in parts.heads for parameter in head.parameters()}
     for head in parts.heads:
         width = _width(head)
-        _distribute(head, leaf_parameters(head, type(head).__name__, Style.COLWISE), distributor, mesh)
-        wrap_forward(head, partial(_head, mesh, width))
+        _distribute(head, leaf_parameters(head, "a head of the model", Style.COLWISE), distributor, mesh)
+        wrap_forward(head, _head, mesh, width)
     for embedding in parts.embeddings:
         weight = embedding._parameters.get("weight")
         if weight is None or len(list(embedding.parameters())) != 1:
@@ -84,7 +83,7 @@ def _share_features(embedding: nn.Module, width: int, distributor: Distributor, 
             f" {join_sizes(divisors(width)[:8])}"
         )
     _distribute(embedding, [LocalParameter(embedding, "weight", Use.COLUMNS)], distributor, mesh)
-    wrap_forward(embedding, partial(_gather_features, mesh))
+    wrap_forward(embedding, _gather_features, mesh)
 
 
 def _gather_features(mesh: DeviceMesh, forward: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
@@ -99,7 +98,7 @@ def _share_entries(embedding: nn.Module, num_entries: int, distributor: Distribu
     if padding is not None:  # its row gets no gradient here
         embedding.padding_idx = padding - begin if begin <= padding < begin + own else None  # type: ignore[assignment]
     _distribute(embedding, [LocalParameter(embedding, "weight", Use.ROWS)], distributor, mesh)
-    wrap_forward(embedding, partial(_sum_entries, mesh, begin, own))
+    wrap_forward(embedding, _sum_entries, mesh, begin, own)
 
 
 def _sum_entries(mesh: DeviceMesh, begin: int, own: int, forward: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:

@@ -48,6 +48,9 @@ class NemoPerception(Perception):
             self.encoder_multilayer = _all_layers(encoder, self.modality_adapter)
         else:
             self.encoder = encoder
+        for part in (encoder, self.modality_adapter):
+            # Processes would tell each other their longest audio in each forward, and wait for those without a batch.
+            part.sync_max_audio_length = False
         check_frame_length(encoder_frame_s * getattr(self.modality_adapter, "subsampling_factor", 1), frame_length_s)
 
     @property
