@@ -12,6 +12,7 @@ from s2s_train.cli import main
 from s2s_train.run_folder import RunFolder
 from tests.s2s_data.builders import dialogues, write_shar
 from tests.s2s_model.builders import make_codec, make_llm, model_config
+from tests.s2s_parallel.trainers import fit_on_ranks
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,34 @@ def test_fit_then_fit_for_longer(config, monkeypatch, capsys):
     names = set().union(*lines)
     assert {"train_text_loss", "train_audio_loss", "val_loss_seen", "val_loss_few", "val_txt_bleu"} <= names
     assert AtomicCheckpointIO().load_checkpoint(run.last_checkpoint)["global_step"] == 4
+
+
+def lines_of(run: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def test_nemos_strategy_on_two_processes_is_one_process_and_goes_on_upon_it(config, monkeypatch, tmp_path):
+    monkeypatch.chdir(config.parent)
+    strategy = (
+        "{_target_: lightning.pytorch.strategies.ModelParallelStrategy, data_parallel_size: 1, tensor_parallel_size: 2}"
+    )
+    fit = ["fit", config.name, "trainer.gradient_clip_val=1.0"]
+    shared = [*fit, "name=shared", "trainer.devices=2", f"trainer.strategy={strategy}"]
+    assert fit_on_ranks(main, tmp_path, shared, world_size=2) == [0, 0]
+    assert main([*fit, "name=alone"]) == 0
+    runs = {name: RunFolder(Path("runs") / name) for name in ("shared", "alone")}
+    assert runs["shared"].last_checkpoint.is_dir()
+    for together, alone in zip(lines_of(runs["shared"]), lines_of(runs["alone"]), strict=True):
+        assert together.keys() == alone.keys()
+        for name in together.keys() - {"time_s", "audio_s_per_s"}:
+            assert together[name] == pytest.approx(alone[name], rel=1e-4), name
+    wavs = {name: sorted(path.name for path in run.samples.rglob("*.wav")) for name, run in runs.items()}
+    assert wavs["shared"] == wavs["alone"]
+    for name in runs:
+        assert main([*fit, f"name={name}", "trainer.max_steps=4"]) == 0
+    last = {name: [line["train_loss"] for line in lines_of(run) if "train_loss" in line] for name, run in runs.items()}
+    assert len(last["shared"]) == 4
+    assert last["shared"] == pytest.approx(last["alone"], rel=1e-4)
 
 
 def test_rates_that_do_not_fit_end_in_one_line(config, monkeypatch, capsys):
