@@ -139,6 +139,17 @@ def test_a_disk_that_refuses_a_checkpoint_ends_the_run_and_keeps_the_last_good_o
             "trainer.strategy={_target_: lightning.pytorch.strategies.ModelParallelStrategy, tensor_parallel_size: 2}",
             r"tensor_parallel_size \(2\) is 2, but the run has 1 process",
         ),
+        (
+            "trainer.strategy={tensor_parallel_size: 2}",
+            r"trainer\.strategy has arguments but no class: set .*MeshStrategy",
+        ),
+        ("parallel.cpu_offload=true", r"parallel\.cpu_offload is what FSDP does.* set trainer\.strategy\._target_="),
+        (
+            "parallel.activation_checkpointing=some",
+            r"activation_checkpointing is 'some': use none, full, selective, or",
+        ),
+        ("parallel.prefetch_blocks=0", r"prefetch_blocks is 0: use 1 or more"),
+        ("parallel.param_dtype=bf16", r"param_dtype is 'bf16': use null or one of float32, bfloat16"),
         ("data.train_ds.shar_path=nowhere", "nowhere"),
     ],
 )

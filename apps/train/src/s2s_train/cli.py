@@ -163,12 +163,12 @@ def run_fit(path: Path, overrides: Sequence[str]) -> int:
     cfg = load_config(path, overrides)
     cfg.name = cfg.name or cfg.exp_manager.name or path.stem
     from s2s_train.composition import build_model, build_scorers
-    from s2s_train.fit import RunStopped, fit
+    from s2s_train.fit import RunStopped, fit, say
 
     try:
         fit(cfg, build_model, build_scorers)
     except RunStopped as stopped:
-        print(stopped, file=sys.stderr)
+        say(str(stopped), sys.stderr)
         return stopped.exit_code
     return 0
 

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule
 from s2s_eval.scoring import ValidationScoring
 from s2s_model.duplex import DuplexS2SModel
 from s2s_parallel.tensor_parallel import check_sizes
-from s2s_train.config import AppConfig
+from s2s_train.config import AppConfig, mesh_arguments
 from s2s_train.run_folder import RunFolder
 
 
@@ -25,7 +25,7 @@ def build_model(cfg: AppConfig) -> LightningModule:
         configured, needed = getattr(cfg.data, key), getattr(model, key)
         if configured != needed:
             raise ValueError(f"data.{key} is {configured} Hz, but the model's is {needed} Hz: set data.{key}={needed}")
-    size = cfg.trainer.strategy.get("tensor_parallel_size") if isinstance(cfg.trainer.strategy, dict) else None
+    size = (mesh_arguments(cfg.trainer.strategy) or {}).get("tensor_parallel_size")
     if isinstance(size, int):  # before processes are started for it
         check_sizes(model.parts().config, size, cfg.parallel.uneven_heads)
     return model

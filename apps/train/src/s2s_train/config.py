@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -16,12 +16,14 @@ from s2s_data.config import DataConfig, validation_sets
 from s2s_eval.config import ScoringConfig
 from s2s_model.config import ModelConfig
 from s2s_model.targets import check_targets
-from s2s_parallel.config import ParallelConfig, check_config
+from s2s_parallel.config import ParallelConfig, check_config, check_layout
 from s2s_train.config_errors import ConfigError, LineFinder, explain
 from s2s_train.exp_config import ExpConfig
 from s2s_train.trainer_config import TrainerConfig
 
-__all__ = ["AppConfig", "ConfigError", "load_as", "load_config"]
+__all__ = ["AppConfig", "ConfigError", "load_as", "load_config", "mesh_arguments"]
+
+_MESH_STRATEGIES = ("MeshStrategy", "ModelParallelStrategy")  # ours, and Lightning's, which becomes ours
 
 
 @dataclass
@@ -53,9 +55,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> AppConfig:
     check_targets(asdict(cfg.model), "model")
     check_targets(asdict(cfg.trainer), "trainer")
     check_config(cfg.parallel)
+    mesh = mesh_arguments(cfg.trainer.strategy)
+    tensor_parallel_size = (mesh or {}).get("tensor_parallel_size", 1)
+    check_layout(cfg.parallel, sharded=mesh is not None, tensor_parallel=tensor_parallel_size not in (1, "auto"))
     if cfg.scoring.scoring_asr != ScoringConfig().scoring_asr:
         raise ConfigError(f"{path}: scoring.scoring_asr: set model.scoring_asr, as in NeMo's files")
     return cfg
+
+
+def mesh_arguments(strategy: Any) -> Mapping[str, Any] | None:
+    """The arguments of a `trainer.strategy` that lays processes out as a mesh; None for another one."""
+    is_mesh = isinstance(strategy, Mapping) and str(strategy.get("_target_")).rpartition(".")[2] in _MESH_STRATEGIES
+    return strategy if is_mesh else None
 
 
 def load_as(schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
@@ -63,7 +64,7 @@ def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder)
         root_dir=str(folder.path),
     )
     model = build_model(cfg)
-    _say(f"run folder {folder.path}" + (f", resuming from {checkpoint}" if checkpoint else ""))
+    say(f"run folder {folder.path}" + (f", resuming from {checkpoint}" if checkpoint else ""))
     try:
         _train(trainer, model, DuplexDataModule(cfg.data), checkpoint)
     except SystemExit as error:  # Lightning ends Ctrl-C with exit code 1, and SIGTERM with 0, as if all were done
@@ -118,5 +119,6 @@ def _train(trainer: Trainer, model: LightningModule, data: DuplexDataModule, che
 
 
 @rank_zero_only
-def _say(text: str) -> None:
-    print(text, flush=True)
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line, of all processes once."""
+    print(text, flush=True, file=stream)

@@ -21,11 +21,10 @@ from s2s_parallel.mesh import MeshSizes, resolve_mesh
 from s2s_parallel.registry import plan_for
 from s2s_parallel.speed import Speed, estimate_speed
 from s2s_parallel.tensor_parallel import check_sizes
-from s2s_train.config import AppConfig
+from s2s_train.config import AppConfig, mesh_arguments
 
 ASSUMED_CODEC = CodecSizes(8, 4032)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MESH_STRATEGIES = ("MeshStrategy", "ModelParallelStrategy")
 
 
 @dataclass(frozen=True)
@@ -145,10 +144,11 @@ def configured_layout(strategy: Any, world_size: int) -> Layout:
     Raises:
         ValueError: the mesh's sizes don't make them up.
     """
-    if not isinstance(strategy, Mapping) or str(strategy.get("_target_")).rpartition(".")[2] not in MESH_STRATEGIES:
+    mesh = mesh_arguments(strategy)
+    if mesh is None:
         return Layout(MeshSizes(world_size), sharded=False)
     keys = ("data_parallel_size", "tensor_parallel_size", "replicate_size")
-    return Layout(resolve_mesh(world_size, **{key: strategy[key] for key in keys if key in strategy}), sharded=True)
+    return Layout(resolve_mesh(world_size, **{key: mesh[key] for key in keys if key in mesh}), sharded=True)
 
 
 def training_of(cfg: AppConfig, layout: Layout) -> tuple[Training, list[str]]:
@@ -163,6 +163,8 @@ def training_of(cfg: AppConfig, layout: Layout) -> tuple[Training, list[str]]:
     if autocast:
         notes.append(f"trainer.precision={precision}: counted as if all were computed in 2 bytes; norms take more")
     moments, copies, note = _optimizer(cfg.model.optimizer)
+    if compute_bytes == 4:
+        notes.append("times are those of bf16: computing in float32 takes several times as long")
     if parallel.cpu_offload:
         notes.append("parallel.cpu_offload: the optimizer's time on the host is taken as that of PCIe alone")
     notes.append("codes are taken as stored with the data: encoding them in the run takes time and memory of its own")

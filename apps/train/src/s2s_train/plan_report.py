@@ -94,10 +94,7 @@ def _verdict(plan: Plan) -> str:
     configured, best = plan.configured, plan.recommended
     words = f"as configured ({describe(configured.layout)}): {_outcome(configured, plan)}"
     if not configured.usable and best is None:
-        return (
-            f"{words}. No mesh fits: try parallel.activation_checkpointing=full, a smaller batch, more GPUs, or "
-            "parallel.cpu_offload=true"
-        )
+        return f"{words}. No mesh fits: try {_advice(plan)}"
     if best is None or best.layout.sizes == configured.layout.sizes:
         return words
     sizes = best.layout.sizes
@@ -106,6 +103,23 @@ def _verdict(plan: Plan) -> str:
         f" trainer.strategy.tensor_parallel_size={sizes.tensor_parallel_size}"
         f" trainer.strategy.replicate_size={sizes.replicate_size})"
     )
+
+
+def _advice(plan: Plan) -> str:
+    """What would help, of what isn't set yet."""
+    training, memory = plan.training, plan.configured.memory
+    steps = []
+    if training.weight_bytes == 4:
+        steps.append("trainer.precision=bf16-true")
+    if memory.allocated_in_validation > memory.allocated:
+        steps.append("a larger trainer.strategy.tensor_parallel_size (validation gathers all weights)")
+    else:
+        if training.parallel.activation_checkpointing == "none":
+            steps.append("parallel.activation_checkpointing=full")
+        steps.append("a smaller batch")
+        if not training.parallel.cpu_offload:
+            steps.append("parallel.cpu_offload=true")
+    return ", ".join([*steps, "or more GPUs"])
 
 
 def _outcome(option: Option, plan: Plan) -> str:

@@ -50,6 +50,11 @@ def build_trainer(
 
 def _our_strategy(strategy: Any) -> Any:
     """Lightning's strategy becomes ours, which takes its arguments."""
+    if isinstance(strategy, dict) and "_target_" not in strategy:
+        raise ValueError(
+            "trainer.strategy has arguments but no class: set"
+            " trainer.strategy._target_=s2s_parallel.strategy.MeshStrategy"
+        )
     is_lightnings = isinstance(strategy, dict) and strategy.get("_target_") in _LIGHTNINGS_MESH_STRATEGY
     return {**strategy, "_target_": "s2s_parallel.strategy.MeshStrategy"} if is_lightnings else strategy
 

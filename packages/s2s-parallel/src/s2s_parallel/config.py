@@ -45,3 +45,33 @@ def check_config(config: ParallelConfig) -> None:
             raise ValueError(f"parallel.{key} is {value!r}: use null or one of {', '.join(DTYPES)}")
     if config.prefetch_blocks < 1:
         raise ValueError(f"parallel.prefetch_blocks is {config.prefetch_blocks}: use 1 or more")
+
+
+def check_layout(config: ParallelConfig, *, sharded: bool, tensor_parallel: bool) -> None:
+    """Refuse what the strategy can't do.
+
+    Args:
+        config: checked.
+        sharded: whether there is a mesh, on which FSDP acts; False: one device, or DDP.
+        tensor_parallel: whether it has tensor parallel peers.
+
+    Raises:
+        ValueError: with the key and what would work.
+    """
+    for key in ("param_dtype", "cpu_offload"):
+        if getattr(config, key) and not sharded:
+            raise ValueError(
+                f"parallel.{key} is what FSDP does, and this strategy keeps whole weights on each device: set"
+                " trainer.strategy._target_=s2s_parallel.strategy.MeshStrategy (one device will do), or leave"
+                f" parallel.{key} out"
+            )
+    if tensor_parallel and config.cpu_offload:
+        raise ValueError(
+            "parallel.cpu_offload keeps weights that FSDP shards in host memory, not those of tensor parallelism: set"
+            " trainer.strategy.tensor_parallel_size=1, or parallel.cpu_offload=false"
+        )
+    if tensor_parallel and config.compile and config.activation_checkpointing == "selective":
+        raise ValueError(
+            "parallel.activation_checkpointing=selective sees no operations inside what parallel.compile compiles under"
+            " tensor parallelism: use full, none or a number, or parallel.compile=false"
+        )

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from s2s_parallel.buffers import keep_statistics_alike
 from s2s_parallel.compiled import compile_in_training
-from s2s_parallel.config import ParallelConfig, check_config
+from s2s_parallel.config import ParallelConfig, check_config, check_layout
 from s2s_parallel.fsdp import data_parallel_mesh, mixed_precision, prefetch, shard_blocks
 from s2s_parallel.mesh import DATA_PARALLEL, TENSOR_PARALLEL
 from s2s_parallel.parts import ModelParts
@@ -36,7 +36,7 @@ def parallelize(model: nn.Module, parts: ModelParts, mesh: DeviceMesh | None, co
     """
     check_config(config)
     is_tensor_parallel = mesh is not None and mesh[TENSOR_PARALLEL].size() > 1
-    _check_together(config, mesh, is_tensor_parallel)
+    check_layout(config, sharded=mesh is not None, tensor_parallel=is_tensor_parallel)
     if mesh is not None:
         check_same_weights(model)
     if mesh is not None and is_tensor_parallel:
@@ -48,27 +48,6 @@ def parallelize(model: nn.Module, parts: ModelParts, mesh: DeviceMesh | None, co
     if mesh is not None:
         _shard(model, parts, mesh, config)
         keep_statistics_alike(model)
-
-
-def _check_together(config: ParallelConfig, mesh: DeviceMesh | None, is_tensor_parallel: bool) -> None:
-    if mesh is None:
-        for key in ("param_dtype", "cpu_offload"):
-            if getattr(config, key):
-                raise ValueError(
-                    f"parallel.{key} is what FSDP does, and this strategy keeps whole weights on each device: set"
-                    " trainer.strategy._target_=s2s_parallel.strategy.MeshStrategy (one device will do), or leave"
-                    f" parallel.{key} out"
-                )
-    if is_tensor_parallel and config.cpu_offload:
-        raise ValueError(
-            "parallel.cpu_offload keeps weights that FSDP shards in host memory, not those of tensor parallelism: set"
-            " trainer.strategy.tensor_parallel_size=1, or parallel.cpu_offload=false"
-        )
-    if is_tensor_parallel and config.compile and config.activation_checkpointing == "selective":
-        raise ValueError(
-            "parallel.activation_checkpointing=selective sees no operations inside what parallel.compile compiles under"
-            " tensor parallelism: use full, none or a number, or parallel.compile=false"
-        )
 
 
 def _shard(model: nn.Module, parts: ModelParts, mesh: DeviceMesh, config: ParallelConfig) -> None:

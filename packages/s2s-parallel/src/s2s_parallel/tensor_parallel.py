@@ -106,7 +106,7 @@ def apply_tensor_parallel(parts: ModelParts, mesh: DeviceMesh, config: ParallelC
     styles = _resolve(plan, parts.body)
     if any(number % mesh.size() for number in _to_divide(parts.config, gathers=False).values()):
         styles = _gather_attention(styles, parts.body)
-        log.warning("attention heads of %s don't divide by %d: all peers compute all", plan.family, mesh.size())
+        _warn_once("attention heads of %s don't divide by %d: each process computes all", plan.family, mesh.size())
     distributor = Distributor(mesh)
     names = {module: name for name, module in parts.body.named_modules()}
     for layer in parts.layers:
@@ -121,6 +121,11 @@ def apply_tensor_parallel(parts: ModelParts, mesh: DeviceMesh, config: ParallelC
         _share_frames(parts, mesh.get_group())
     share_tokens(parts, distributor, mesh)
     copy_the_rest(parts, distributor, mesh)
+
+
+def _warn_once(text: str, *args: object) -> None:
+    if torch.distributed.get_rank() == 0:
+        log.warning(text, *args)
 
 
 # --- the plan ----------------------------------------------------------------------------------------------
@@ -176,7 +181,7 @@ def _share_layer(
             continue
         mixes = any(parameter.ndim > 1 for parameter in child.parameters())  # frames or features, other than a norm
         if mixes:
-            log.warning("tensor parallelism: the plan leaves out %s, which each process computes whole", names[child])
+            _warn_once("tensor parallelism: the plan leaves out %s, which each process computes whole", names[child])
         use = Use.SUMMAND if frames_shared and not mixes else Use.WHOLE
         entries += [LocalParameter(m, p, use) for m in child.modules() for p in direct_parameters(m)]
         if mixes and frames_shared:
