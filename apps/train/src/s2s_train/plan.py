@@ -25,6 +25,7 @@ from s2s_train.config import AppConfig, mesh_arguments
 
 ASSUMED_CODEC = CodecSizes(8, 4032)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SAME_SPEED = 0.05  # estimates are no better than that
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,15 @@ class Plan:
 
     @property
     def recommended(self) -> Option | None:
-        """The fastest that fits; of equals the one with less tensor parallelism, then with fewer copies."""
+        """The fastest that fits; of those as good as equal, the one with less tensor parallelism and fewer copies."""
         usable = [option for option in self.options if option.usable]
-        return min(usable, key=lambda option: option.speed.step_s / option.speed.audio_s_per_step, default=None)
+        fastest = max((option.speed.audio_s_per_s for option in usable), default=0.0)
+        near = [option for option in usable if option.speed.audio_s_per_s > (1 - SAME_SPEED) * fastest]
+        return min(near, key=lambda option: _complexity(option.layout.sizes), default=None)
+
+
+def _complexity(sizes: MeshSizes) -> tuple[int, int]:
+    return sizes.tensor_parallel_size, sizes.replicate_size
 
 
 def make_plan(cfg: AppConfig, args: PlanArgs = PlanArgs()) -> Plan:

@@ -79,8 +79,11 @@ def _options(plan: Plan) -> Table:
     for option in plan.options:
         sizes = option.layout.sizes
         named = [str(n) for n in (sizes.data_parallel_size, sizes.tensor_parallel_size, sizes.replicate_size)]
+        if option.refused:
+            table.add_row(*named, *["–"] * 4, "refused")
+            continue
         figures = [gib(option.memory.total), "yes" if option.fits else "no", f"{option.speed.step_s:.3g}"]
-        remark = "refused" if option.refused else "best" if option is plan.recommended else ""
+        remark = "best" if option is plan.recommended else ""
         table.add_row(*named, *figures, f"{option.speed.audio_s_per_s:,.0f}", remark)
     return table
 
