@@ -28,6 +28,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from s2s_parallel.config import ParallelConfig
 from s2s_parallel.strategy import MeshStrategy
+from tests.s2s_model.builders import codec_config, make_llm
+from tests.s2s_model.builders import conformer as small_conformer
 
 CODES, CODEBOOKS = 4032, 8  # NanoCodec's
 LLAMA: dict[str, Any] = {
@@ -239,8 +241,6 @@ def write_parts(folder: Path, args: argparse.Namespace) -> None:
     from nemo.collections.tts.models import AudioCodecModel
     from transformers import LlamaConfig
 
-    from tests.s2s_model.builders import codec_config, make_llm
-
     folder.mkdir(parents=True, exist_ok=True)
     make_llm(folder / "llm")
     traits: dict[str, Any] = {**LLMS[args.size], **LLAMA, "architectures": ["LlamaForCausalLM"], "pad_token_id": 3}
@@ -276,27 +276,13 @@ def model_config(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def conformer(feat_in: int, width: int, num_layers: int, subsampling_factor: int) -> dict[str, Any]:
     """A causal FastConformer of the published large shape, or of another width."""
-    return {
-        "_target_": "nemo.collections.asr.modules.ConformerEncoder",
-        "feat_in": feat_in,
-        "feat_out": -1,
+    return small_conformer(feat_in, subsampling_factor) | {
         "n_layers": num_layers,
         "d_model": width,
-        "subsampling": "dw_striding",
-        "subsampling_factor": subsampling_factor,
         "subsampling_conv_channels": min(width, 256),
-        "causal_downsampling": True,
-        "self_attention_model": "rel_pos",
         "n_heads": 8,
         "att_context_size": [70, 0],
-        "att_context_style": "chunked_limited",
         "conv_kernel_size": 9,
-        "conv_norm_type": "layer_norm",
-        "conv_context_size": "causal",
-        "dropout": 0.0,
-        "dropout_pre_encoder": 0.0,
-        "dropout_emb": 0.0,
-        "dropout_att": 0.0,
     }
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from s2s_model import DuplexS2SModel
 from s2s_parallel.checkpoint import AtomicCheckpointIO, is_complete
 from s2s_parallel.config import ParallelConfig
+from s2s_parallel.loss import whole
 from s2s_parallel.strategy import MeshStrategy
 from tests.s2s_model.builders import make_batch, slice_batch
 from tests.s2s_model.families import make_family
@@ -81,14 +82,8 @@ def fit(model_config, sizes, save_to, resume_from):
     )  # fmt: skip
     data = DataLoader(Dialogues(trainer, SAVED if resume_from else 0), batch_size=None)
     trainer.fit(model, data, ckpt_path=resume_from)
-    weights = {name: _whole(value) for name, value in model.state_dict().items()}
+    weights = {name: whole(value).detach() for name, value in model.state_dict().items()}
     return {"losses": watch.losses, "weights": weights}
-
-
-def _whole(value):
-    from s2s_parallel.loss import whole
-
-    return whole(value).detach()
 
 
 def on(sizes, folder, *args):

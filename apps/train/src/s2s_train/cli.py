@@ -78,11 +78,15 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         epilog=textwrap.dedent(_FIT_EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    fit.add_argument("cfg", metavar="CFG", type=Path, help="YAML config")
-    fit.add_argument(
+    _add_config(fit)
+    fit.set_defaults(run_command=lambda args: run_fit(args.cfg, args.overrides))
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("cfg", metavar="CFG", type=Path, help="YAML config")
+    command.add_argument(
         "overrides", metavar="KEY=VALUE", nargs="*", help="config keys by dotted path; an unknown one is an error"
     )
-    fit.set_defaults(run_command=lambda args: run_fit(args.cfg, args.overrides))
 
 
 def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -115,8 +119,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         epilog=textwrap.dedent(_PLAN_EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    plan.add_argument("cfg", metavar="CFG", type=Path, help="YAML config, as for fit")
-    plan.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="config keys by dotted path")
+    _add_config(plan)
     plan.add_argument("--gpu", default="h100-80gb", help="its memory and speed count (default: h100-80gb)")
     plan.add_argument("--world-size", type=int, metavar="N", help="GPUs in all (default: trainer.devices × num_nodes)")
     plan.add_argument("--gpus-per-node", type=int, metavar="N", default=8, help="behind one fast link (default: 8)")

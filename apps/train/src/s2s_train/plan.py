@@ -14,6 +14,7 @@ from s2s_data.config import TrainDataConfig
 from s2s_model.config import ModelConfig
 from s2s_model.sizes import NetworkSizes, codec_sizes, measure_network
 from s2s_model.unloaded import CodecSizes
+from s2s_model.weights import check_dtype
 from s2s_parallel.config import ParallelConfig
 from s2s_parallel.estimate import Layout, Memory, Training, all_layouts, estimate_memory, fits
 from s2s_parallel.gpus import Gpu, find_gpu
@@ -24,7 +25,6 @@ from s2s_parallel.tensor_parallel import check_sizes
 from s2s_train.config import AppConfig, mesh_arguments
 
 ASSUMED_CODEC = CodecSizes(8, 4032)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAME_SPEED = 0.05  # estimates are no better than that
 
 
@@ -166,7 +166,7 @@ def training_of(cfg: AppConfig, layout: Layout) -> tuple[Training, list[str]]:
     autocast = precision.endswith("-mixed") or precision in ("bf16", "16")
     compute_bytes = 2 if autocast else weight_bytes
     if layout.sharded and parallel.param_dtype is not None:
-        compute_bytes = DTYPES[parallel.param_dtype].itemsize
+        compute_bytes = check_dtype(parallel.param_dtype).itemsize
     if autocast:
         notes.append(f"trainer.precision={precision}: counted as if all were computed in 2 bytes; norms take more")
     moments, copies, note = _optimizer(cfg.model.optimizer)
@@ -177,7 +177,7 @@ def training_of(cfg: AppConfig, layout: Layout) -> tuple[Training, list[str]]:
     notes.append("codes are taken as stored with the data: encoding them in the run takes time and memory of its own")
     strategy = cfg.trainer.strategy
     as_view = isinstance(strategy, Mapping) and bool(strategy.get("gradient_as_bucket_view"))
-    reduce_bytes = DTYPES[parallel.reduce_dtype].itemsize if parallel.reduce_dtype else compute_bytes
+    reduce_bytes = check_dtype(parallel.reduce_dtype).itemsize if parallel.reduce_dtype else compute_bytes
     training = Training(
         weight_bytes=weight_bytes,
         compute_bytes=compute_bytes,

@@ -12,7 +12,6 @@ import torch
 from lightning import LightningModule
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from s2s_data.batch import DuplexBatch
 from s2s_model.answering import AnsweringNetwork
@@ -20,6 +19,7 @@ from s2s_model.config import ModelConfig
 from s2s_model.param_groups import build_optimizers, parameter_groups
 from s2s_model.step_window import StepWindow
 from s2s_model.validation import ValidationLosses, ValOutput
+from s2s_parallel.buffers import tracking_norms
 from s2s_parallel.config import ParallelConfig
 from s2s_parallel.fsdp import gather, release
 from s2s_parallel.gradients import clip_norm, clip_value, total_norm
@@ -90,8 +90,8 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
     def on_train_batch_start(self, batch: DuplexBatch, batch_idx: int) -> None:
         """Keep the running statistics as they are before a step: a skipped one mustn't leave NaN in them."""
         if self._window.is_new:
-            norms = [m for m in self.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-            self._statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+            buffers = [buffer for norm in tracking_norms(self) for buffer in norm.buffers(recurse=False)]
+            self._statistics = [(buffer, buffer.clone()) for buffer in buffers]
 
     def on_train_batch_end(self, outputs: Any, batch: DuplexBatch, batch_idx: int) -> None:
         """Free the gradients of a step that was taken: Lightning would keep them through the next forward."""

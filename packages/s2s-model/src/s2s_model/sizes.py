@@ -20,6 +20,7 @@ from s2s_model.codecs import load_codec
 from s2s_model.config import ModelConfig
 from s2s_model.llm import hidden_size, llm_blocks, text_config
 from s2s_model.losses import LossSums
+from s2s_model.names import first_line
 from s2s_model.network import DuplexNetwork
 from s2s_model.perception.hugging_face import HuggingFacePerception
 from s2s_model.saved_activations import PeakMemory, SavedActivations, without_data
@@ -78,10 +79,9 @@ def measure_network(
         try:
             activations, encoder_flops = _measure(network, codec, batch_size, duration_s, sample_rate_hz)
         except (RuntimeError, NotImplementedError) as error:  # torch's errors of fake tensors
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"model.pretrained_llm: the memory of {type(network.llm).__name__} can't be estimated without running "
-                f"it, as its code depends on values: {reason}"
+                f"it, as its code depends on values: {first_line(error)}"
             ) from error
         work = _work(network, batch_size, duration_s, encoder_flops)
     return NetworkSizes(parts, activations, work, text_config(network.llm))

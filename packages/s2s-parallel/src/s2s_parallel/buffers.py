@@ -9,12 +9,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+def tracking_norms(module: nn.Module) -> list[_BatchNorm]:
+    """The batch norms inside `module` that keep running statistics."""
+    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
 def keep_statistics_alike(model: nn.Module) -> None:
     """Before each training step give all processes the first one's running statistics, as DDP does.
 
     FSDP leaves them alone; each process would validate with those of its own data.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = tracking_norms(model)
     if norms:
         model.register_forward_pre_hook(lambda module, _: _broadcast(norms) if module.training else None)
 

@@ -8,6 +8,7 @@ Shares are even: who calls pads first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,84 +16,22 @@ import torch.distributed._functional_collectives as funcol
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+Exchange = Callable[..., Tensor]
+
 # Each peer's code is the same, so an autograd function has to be called on all of them or on none.
 
 
-class _Enter(torch.autograd.Function):
-    """Whole → whole, to be used by each peer in its own way: gradients are summed."""
+class _Exchange(torch.autograd.Function):
+    """`there(x, *place)` in forward, `back(grad, *place)` in backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
+    def forward(ctx: Any, x: Tensor, there: Exchange, back: Exchange, *place: Any) -> Tensor:
+        ctx.back, ctx.place = back, place
+        return there(x, *place)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _all_reduce(grad, ctx.group), None
-
-
-class _Sum(torch.autograd.Function):
-    """Summands → whole."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        return _all_reduce(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-class _GatherWhole(torch.autograd.Function):
-    """Parts along `dim` → whole."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
-        ctx.place = (dim, group)
-        return _all_gather(x, dim, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _own_share(grad, *ctx.place), None, None
-
-
-class _TakeShare(torch.autograd.Function):
-    """Whole → parts along `dim`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
-        ctx.place = (dim, group)
-        return _own_share(x, dim, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _all_gather(grad, *ctx.place), None, None
-
-
-class _GatherEnter(torch.autograd.Function):
-    """Parts along `dim` → whole, to be used by each peer in its own way: gradients are summed and shared out."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
-        ctx.place = (dim, group)
-        return _all_gather(x, dim, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _reduce_scatter(grad, *ctx.place), None, None
-
-
-class _SumShare(torch.autograd.Function):
-    """Summands → parts along `dim` of their sum."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
-        ctx.place = (dim, group)
-        return _reduce_scatter(x, dim, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _all_gather(grad, *ctx.place), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.back(grad, *ctx.place), None, None, *(None for _ in ctx.place)
 
 
 class _SumGradients(torch.autograd.Function):
@@ -112,33 +51,33 @@ class _SumGradients(torch.autograd.Function):
 
 
 def enter(x: Tensor, group: ProcessGroup) -> Tensor:
-    """A whole tensor as the input of each peer's own share of the work."""
-    return _apply(_Enter, x, group)
+    """A whole tensor as the input of each peer's own share of the work: gradients are summed."""
+    return _exchange(x, _as_it_is, _all_reduce, group)
 
 
 def sum_summands(x: Tensor, group: ProcessGroup) -> Tensor:
     """The sum over peers, whole."""
-    return _apply(_Sum, x, group)
+    return _exchange(x, _all_reduce, _as_it_is, group)
 
 
 def gather_whole(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     """The whole of which each peer has its share along `dim`."""
-    return _apply(_GatherWhole, x, dim, group)
+    return _exchange(x, _all_gather, _own_share, dim, group)
 
 
 def take_share(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     """This peer's share of a whole tensor along `dim`."""
-    return _apply(_TakeShare, x, dim, group)
+    return _exchange(x, _own_share, _all_gather, dim, group)
 
 
 def gather_and_enter(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     """`gather_whole`, then `enter`, with one collective in backward."""
-    return _apply(_GatherEnter, x, dim, group)
+    return _exchange(x, _all_gather, _reduce_scatter, dim, group)
 
 
 def sum_and_share(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     """`sum_summands`, then `take_share`, with one collective in forward."""
-    return _apply(_SumShare, x, dim, group)
+    return _exchange(x, _reduce_scatter, _all_gather, dim, group)
 
 
 def sum_gradients(tensors: list[Tensor], group: ProcessGroup) -> list[Tensor]:
@@ -150,9 +89,13 @@ def sum_gradients(tensors: list[Tensor], group: ProcessGroup) -> list[Tensor]:
     return [next(summed) if x.requires_grad else x for x in tensors]
 
 
-def _apply(function: Any, *args: Any) -> Tensor:
-    result: Tensor = function.apply(*args)
+def _exchange(x: Tensor, there: Exchange, back: Exchange, *place: Any) -> Tensor:
+    result: Tensor = _Exchange.apply(x, there, back, *place)  # type: ignore[no-untyped-call]
     return result
+
+
+def _as_it_is(x: Tensor, group: ProcessGroup) -> Tensor:
+    return x.view_as(x)
 
 
 def _all_reduce(x: Tensor, group: ProcessGroup) -> Tensor:

@@ -193,7 +193,7 @@ def activation_bytes(activations: Activations, parallel: ParallelConfig, tensor_
     sp = tp if parallel.sequence_parallel else 1
     kept, again = 0, 0
     for index, block in enumerate(activations.blocks):
-        full = block.residual // sp + block.gathered + block.inside // tp
+        full = _saved(block, sp, tp)
         stays = kept_bytes(block, index, parallel, tp)
         kept += stays
         again = max(again, full - stays)
@@ -219,6 +219,11 @@ def kept_bytes(block: BlockActivations, index: int, parallel: ParallelConfig, te
         return block.input // sp
     if parallel.activation_checkpointing == "selective":
         return block.input // sp + block.outputs // sp + block.products // tp
+    return _saved(block, sp, tp)
+
+
+def _saved(block: BlockActivations, sp: int, tp: int) -> int:
+    """What autograd saves of a block that isn't recomputed."""
     return block.residual // sp + block.gathered + block.inside // tp
 
 

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from s2s_parallel.loss import whole
+
 
 def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The 2-norm of all gradients as if one device had them, a scalar; the same on all processes.
 
     Every process has to call it. Plain gradients have to be the same on all of them.
     """
-    norms = [_whole(torch.nn.utils.get_total_norm(group)) for group in _by_layout(parameters)]
+    norms = [whole(torch.nn.utils.get_total_norm(group)) for group in _by_layout(parameters)]
     if not norms:
         return torch.zeros(())
     norm: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
@@ -54,11 +56,6 @@ def _by_layout(parameters: Iterable[nn.Parameter]) -> list[list[Tensor]]:
     for parameter in parameters:
         gradient = parameter.grad
         if gradient is not None:
-            shared = isinstance(gradient, DTensor)
             layout = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else None
-            groups.setdefault((shared, layout, gradient.device), []).append(gradient)
+            groups.setdefault((layout, gradient.device), []).append(gradient)
     return list(groups.values())
-
-
-def _whole(norm: Tensor) -> Tensor:
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm

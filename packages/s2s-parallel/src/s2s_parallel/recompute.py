@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from s2s_parallel.buffers import tracking_norms
 from s2s_parallel.forwards import unwrap_forward, wrap_forward
 
 # Cheap to keep for what they cost to compute: "selective" computes everything else again.
@@ -50,8 +51,7 @@ def recompute_in_backward(module: nn.Module, enabled: bool, *, selective: bool =
     """
     unwrap_forward(module, _checkpointed)
     if enabled:
-        norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        wrap_forward(module, _checkpointed, norms, selective)
+        wrap_forward(module, _checkpointed, tracking_norms(module), selective)
 
 
 def _checkpointed(

@@ -119,8 +119,7 @@ class MeshStrategy(ModelParallelStrategy):
         self._is_running = False
         self._loader = None
         try:
-            if self._saver is not None:
-                self._saver.wait()
+            self.wait_for_save()
         finally:
             super().teardown()
 
@@ -128,8 +127,7 @@ class MeshStrategy(ModelParallelStrategy):
         """Wait for the save in the background, so that what it saves isn't lost with the run."""
         super().on_exception(exception)
         try:
-            if self._saver is not None:
-                self._saver.wait()
+            self.wait_for_save()
         except CheckpointWriteError as error:  # what ended the run is to be seen, not this
             logger.error("%s", error)
 
