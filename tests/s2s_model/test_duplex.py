@@ -64,6 +64,32 @@ def test_defect_09_validation_output_carries_the_codecs_own_rate(llm_dir, tmp_pa
     assert output["ceiling_audio_lens"].item() == 16 * 1280
 
 
+def test_statistics_are_those_of_each_dialogue_alone(model):
+    batch = make_batch((24, 9))
+    output = model.eval().validation_step({"seen": batch}, 0)["seen"]
+    counted = output["statistics"]
+    assert counted["frames"].tolist() == [23, 8]
+    assert counted["text_nll"].sum().item() == pytest.approx(output["text_loss"].item(), rel=1e-5)
+    assert counted["code_nll"].mean(1).sum().item() == pytest.approx(output["audio_loss"].item(), rel=1e-5)
+    with torch.no_grad():
+        inputs = model.prepare_inputs(batch)
+        text, codes, _ = model.heads(model.hidden_states(inputs))
+    for row, frames in enumerate((23, 8)):
+        labels, code_labels = inputs.text_labels_BT[row, :frames], inputs.code_labels_BTK[row, :frames]
+        said = labels != model.tokenizer.pad_id
+        hits = text[row, :frames].argmax(-1) == labels
+        nll = -text[row, :frames].log_softmax(-1).gather(1, labels[:, None])[:, 0]
+        code_nll = -codes[row, :frames].log_softmax(-1).gather(2, code_labels[..., None])[..., 0]
+        assert 0 < said.sum() < frames
+        assert counted["tokens"][row] == said.sum()
+        assert counted["text_hits"][row] == hits.sum()
+        assert counted["token_hits"][row] == hits[said].sum()
+        assert torch.equal(counted["code_hits"][row], (codes[row, :frames].argmax(-1) == code_labels).sum(0))
+        torch.testing.assert_close(counted["text_nll"][row], nll.sum())
+        torch.testing.assert_close(counted["token_nll"][row], nll[said].sum())
+        torch.testing.assert_close(counted["code_nll"][row], code_nll.sum(0))
+
+
 def test_an_empty_batch_is_passed_over(model):
     from s2s_data.batch import empty_batch
 

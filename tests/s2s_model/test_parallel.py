@@ -273,6 +273,20 @@ def test_processes_validate_as_many_batches_as_they_have(of_family, tmp_path):
     assert first["val_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def counts(rank, model, batch):
+    """The statistics of a validated batch on tensor parallel peers."""
+    parallelize(model, model.parts(), build_mesh(TP2, "cpu"), ParallelConfig())
+    model.eval().on_validation_epoch_start()
+    return model.validation_step({"set": batch}, 0)["set"]["statistics"]
+
+
+def test_peers_count_as_one_process(of_family, tmp_path):
+    model, (batch,) = of_family("llama-3"), batches(1)
+    expected = copy.deepcopy(model).eval().validation_step({"set": batch}, 0)["set"]["statistics"]
+    for counted in run_on_ranks(counts, tmp_path, model, batch):
+        torch.testing.assert_close(counted, expected)
+
+
 def moves(rank, model):
     """Lightning on one device, then on a mesh."""
     model.configure_model()

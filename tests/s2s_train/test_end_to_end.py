@@ -89,6 +89,40 @@ def test_nemos_strategy_on_two_processes_is_one_process_and_goes_on_upon_it(conf
     assert last["shared"] == pytest.approx(last["alone"], rel=1e-4)
 
 
+def test_a_checkpoint_is_validated_alone_as_in_its_run_on_any_mesh(config, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(config.parent)
+    name = "name=checked"
+    assert main(["fit", config.name, name, "exp_manager.checkpoint_callback_params.save_top_k=1"]) == 0
+    run = RunFolder(Path("runs/checked"))
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    in_run = next(line for line in lines_of(run) if "val_loss" in line)
+    capsys.readouterr()
+    assert main(["validate", config.name, name]) == 0
+    assert "last.ckpt at step 2" in capsys.readouterr().out
+    strategy = "{_target_: s2s_parallel.strategy.MeshStrategy, data_parallel_size: 2}"
+    shared = ["validate", config.name, name, "ckpt=best", "trainer.devices=2", f"trainer.strategy={strategy}"]
+    assert fit_on_ranks(main, tmp_path, shared, world_size=2) == [0, 0]
+    validations = RunFolder(run.path / "validations")
+    assert validations.report.is_file()
+    assert list(validations.samples.rglob("*.wav"))
+    alone, on_mesh = lines_of(validations)
+    for checked in (alone, on_mesh):
+        assert checked["step"] == 2
+        for metric in {metric for metric in in_run if metric.startswith("val_")}:
+            assert checked[metric] == pytest.approx(in_run[metric], rel=1e-4), metric
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_validate_says_which_checkpoint_is_missing(config, monkeypatch, capsys):
+    monkeypatch.chdir(config.parent)
+    assert main(["validate", config.name, "name=unborn"]) == 2
+    assert "no checkpoint at runs/unborn/checkpoints/last.ckpt" in capsys.readouterr().err
+    assert main(["validate", config.name, "name=unborn", "ckpt=/nowhere.ckpt"]) == 2
+    assert "nowhere.ckpt" in capsys.readouterr().err
+    assert main(["validate", config.name, "name=unborn", "ckpt=none", "trainer.limit_val_batches=1"]) == 0
+    assert "the weights that the config gives" in capsys.readouterr().out
+
+
 def test_rates_that_do_not_fit_end_in_one_line(config, monkeypatch, capsys):
     monkeypatch.chdir(config.parent)
     assert main(["fit", config.name, "name=rates", "data.target_sample_rate=24000"]) == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
-from s2s_train.config import load_config
+from s2s_train.config import AppConfig, load_config
 from s2s_train.hush import hush
 
 USER_ERROR = 2  # exit code, as argparse's own
@@ -30,6 +30,19 @@ examples:
 A run folder holds config.yaml (everything, defaults too), metrics.jsonl, checkpoints/, samples/, report.html.
 Exit codes: 0 done; 2 something you can mend, said in one line; 1 a defect, with its traceback; 130 and 143 stopped by
 Ctrl-C and SIGTERM.
+"""
+
+_VALIDATE_EXAMPLES = """
+examples:
+  validate my.yaml                                        the run's last checkpoint
+  validate my.yaml ckpt=best                              the best by exp_manager's monitor
+  validate runs/demo/config.yaml ckpt=step=500.ckpt       one of the run's checkpoints/, or any path
+  validate my.yaml ckpt=none                              the weights that the config itself gives
+  validate my.yaml model.scoring_asr=none trainer.limit_val_batches=2
+  validate my.yaml trainer.devices=2 trainer.strategy._target_=s2s_parallel.strategy.MeshStrategy
+
+Results go to validations/ in the run's folder: metrics.jsonl, samples/, report.html. The run itself stays as it is.
+Exit codes: as for fit.
 """
 
 _EXPORT_EXAMPLES = """
@@ -63,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="s2s_train", description=textwrap.dedent(_DESCRIPTION))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_fit(commands)
+    _add_validate(commands)
     _add_export(commands)
     _add_plan(commands)
     for command in commands.choices.values():
@@ -80,6 +94,18 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     _add_config(fit)
     fit.set_defaults(run_command=lambda args: run_fit(args.cfg, args.overrides))
+
+
+def _add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    validate = commands.add_parser(
+        "validate",
+        help="score a checkpoint on the validation sets",
+        description="Validate a checkpoint of the run that CFG describes, on any number of devices.",
+        epilog=textwrap.dedent(_VALIDATE_EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_config(validate)
+    validate.set_defaults(run_command=lambda args: run_validate(args.cfg, args.overrides))
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
@@ -163,8 +189,7 @@ def run_fit(path: Path, overrides: Sequence[str]) -> int:
 
     Returns the exit code: 0, or that of the signal which stopped the run.
     """
-    cfg = load_config(path, overrides)
-    cfg.name = cfg.name or cfg.exp_manager.name or path.stem
+    cfg = _load_named(path, overrides)
     from s2s_train.composition import build_model, build_scorers
     from s2s_train.fit import RunStopped, fit, say
 
@@ -173,6 +198,29 @@ def run_fit(path: Path, overrides: Sequence[str]) -> int:
     except RunStopped as stopped:
         say(str(stopped), sys.stderr)
         return stopped.exit_code
+    return 0
+
+
+def _load_named(path: Path, overrides: Sequence[str]) -> AppConfig:
+    """Read the config; a run that has no name gets the file's."""
+    cfg = load_config(path, overrides)
+    cfg.name = cfg.name or cfg.exp_manager.name or path.stem
+    return cfg
+
+
+def run_validate(path: Path, overrides: Sequence[str]) -> int:
+    """Check the config and look for the checkpoint before the slow imports; return the exit code."""
+    asked = [override.removeprefix("ckpt=") for override in overrides if override.startswith("ckpt=")]
+    cfg = _load_named(path, [override for override in overrides if not override.startswith("ckpt=")])
+    from s2s_train.find_checkpoint import LAST, find_checkpoint
+    from s2s_train.run_folder import RunFolder
+
+    ckpt = asked[-1] if asked else LAST
+    checkpoint = None if ckpt in ("none", "null") else find_checkpoint(RunFolder.of(cfg), ckpt, "ckpt")
+    from s2s_train.composition import build_model, build_scorers
+    from s2s_train.validate import validate
+
+    validate(cfg, checkpoint, build_model, build_scorers)
     return 0
 
 

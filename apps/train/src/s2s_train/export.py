@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s2s_parallel.checkpoint_folder import whole_path
 from s2s_train.config import AppConfig, load_config
+from s2s_train.find_checkpoint import LAST, checkpoint_names, existing, find_checkpoint
 from s2s_train.run_folder import DEFAULT_RUNS_DIR, RunFolder
 
 if TYPE_CHECKING:
     from s2s_model.duplex import DuplexS2SModel
-
-LAST, BEST = "last", "best"
 
 
 @dataclass(frozen=True)
@@ -48,10 +45,7 @@ def prepare(args: ExportArgs) -> tuple[AppConfig, Path]:
     cfg = load_config(run.config)
     if args.merge_lora and cfg.model.lora is None:
         raise ValueError(f"--merge-lora: {run.config} sets no model.lora, so there is nothing to merge")
-    checkpoint = _find_checkpoint(args, run)
-    if checkpoint.is_file() and not zipfile.is_zipfile(checkpoint):
-        raise ValueError(f"checkpoint {checkpoint} is damaged: give another with --checkpoint FILE{_others(run)}")
-    return cfg, checkpoint
+    return cfg, _find_checkpoint(args, run)
 
 
 def export(args: ExportArgs, cfg: AppConfig, checkpoint: Path) -> None:
@@ -89,46 +83,11 @@ def _find_run(path: Path) -> RunFolder:
 
 
 def _find_checkpoint(args: ExportArgs, run: RunFolder) -> Path:
-    if args.run.suffix == ".ckpt":
-        if args.checkpoint != LAST:
-            raise ValueError(f"--checkpoint {args.checkpoint}: {args.run} is a checkpoint itself, give one of them")
-        return _existing(run, args.run)
-    if args.checkpoint == LAST:
-        return _existing(run, run.last_checkpoint)
-    if args.checkpoint == BEST:
-        return _best(run)
-    given = Path(args.checkpoint)
-    return given if given.exists() else _existing(run, run.checkpoints / given.name)
-
-
-def _existing(run: RunFolder, checkpoint: Path) -> Path:
-    if whole_path(checkpoint).exists():
-        return checkpoint
-    others = _others(run)
-    raise FileNotFoundError(
-        f"no checkpoint at {checkpoint}: {'give' if others else 'the run has saved none yet'}{others}"
-    )
-
-
-def _others(run: RunFolder) -> str:
-    names = _checkpoints(run)
-    return f" one of {', '.join(names)}" if names else ""
-
-
-def _checkpoints(run: RunFolder) -> list[str]:
-    return sorted(path.name for path in run.checkpoints.glob("*.ckpt"))
-
-
-def _best(run: RunFolder) -> Path:
-    """The checkpoint that the run's last one records as best, by the metric that the run monitored."""
-    from s2s_model.weights import read_checkpoint
-
-    last = _existing(run, run.last_checkpoint)
-    callbacks = read_checkpoint(last).get("callbacks", {})
-    recorded = [state for state in callbacks.values() if isinstance(state, dict) and state.get("best_model_path")]
-    if not recorded:
-        raise ValueError(f"--checkpoint best: {last} records none, as nothing was validated yet:{_others(run)}")
-    return _existing(run, run.checkpoints / Path(recorded[0]["best_model_path"]).name)  # the run may have moved
+    if args.run.suffix != ".ckpt":
+        return find_checkpoint(run, args.checkpoint, "--checkpoint")
+    if args.checkpoint != LAST:
+        raise ValueError(f"--checkpoint {args.checkpoint}: {args.run} is a checkpoint itself, give one of them")
+    return find_checkpoint(run, str(existing(run, args.run)), "--checkpoint")
 
 
 def _near(run: Path) -> str:
@@ -136,7 +95,7 @@ def _near(run: Path) -> str:
     if in_runs := _in_runs(run):
         return in_runs
     parent = run.parent if run.parent.is_dir() and run.parent != Path() else Path(DEFAULT_RUNS_DIR)
-    names = [path.name for path in parent.glob("*") if _checkpoints(RunFolder(path))]
+    names = [path.name for path in parent.glob("*") if checkpoint_names(RunFolder(path))]
     near = difflib.get_close_matches(run.name, names, n=1, cutoff=0.4)
     if near:
         return f": did you mean {parent / near[0]}?"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -24,6 +25,7 @@ from s2s_train.progress import BarProgress, LineProgress
 from s2s_train.run_folder import RunFolder
 from s2s_train.summary import print_summary
 from s2s_train.trainer import build_trainer
+from s2s_train.trainer_config import TrainerConfig
 
 ModelBuilder = Callable[[AppConfig], LightningModule]
 ScorerBuilder = Callable[[AppConfig, RunFolder], list[Callback]]
@@ -66,7 +68,8 @@ def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder)
     model = build_model(cfg)
     say(f"run folder {folder.path}" + (f", resuming from {checkpoint}" if checkpoint else ""))
     try:
-        _train(trainer, model, DuplexDataModule(cfg.data), checkpoint)
+        with telling_other_models(checkpoint, model):
+            trainer.fit(model, DuplexDataModule(cfg.data), ckpt_path=checkpoint)
     except SystemExit as error:  # Lightning ends Ctrl-C with exit code 1, and SIGTERM with 0, as if all were done
         code = EXIT_SIGTERM if isinstance(error, SIGTERMException) else EXIT_SIGINT
         raise RunStopped(_stopped(trainer, folder), code) from error
@@ -83,18 +86,28 @@ def _stopped(trainer: Trainer, folder: RunFolder) -> str:
 
 
 def _callbacks(cfg: AppConfig, folder: RunFolder, jsonl: JsonlLogger) -> list[Callback]:
-    every_n_steps = max(cfg.trainer.log_every_n_steps or LIGHTNINGS_LOG_EVERY_N_STEPS, 1)
     callbacks: list[Callback] = [
         RunFolderBegins(folder, cfg),
         StepSeed(cfg.seed),
         MetricsFollowSteps(jsonl),
-        AudioThroughput(cfg.data.source_sample_rate, every_n_steps),
+        AudioThroughput(cfg.data.source_sample_rate, log_steps(cfg.trainer)),
     ]
-    if cfg.trainer.enable_progress_bar is not False:
-        callbacks.append(BarProgress() if sys.stderr.isatty() else LineProgress(every_n_steps))
+    callbacks += progress_bars(cfg.trainer)
     if cfg.exp_manager.max_time_per_run is not None:
         callbacks.append(RunTimer(_duration(cfg.exp_manager.max_time_per_run)))
     return callbacks
+
+
+def progress_bars(cfg: TrainerConfig) -> list[Callback]:
+    """Return the bar of a terminal, or the lines of a log file, unless they are turned off."""
+    if cfg.enable_progress_bar is False:
+        return []
+    return [BarProgress() if sys.stderr.isatty() else LineProgress(log_steps(cfg))]
+
+
+def log_steps(cfg: TrainerConfig) -> int:
+    """Return the number of steps between two log lines."""
+    return max(cfg.log_every_n_steps or LIGHTNINGS_LOG_EVERY_N_STEPS, 1)
 
 
 def _duration(max_time: object) -> str:
@@ -105,9 +118,15 @@ def _duration(max_time: object) -> str:
     return max_time
 
 
-def _train(trainer: Trainer, model: LightningModule, data: DuplexDataModule, checkpoint: Path | None) -> None:
+@contextmanager
+def telling_other_models(checkpoint: Path | None, model: LightningModule) -> Iterator[None]:
+    """Say of a checkpoint that doesn't fit `model` what differs.
+
+    Raises:
+        ValueError: in place of torch's list of all names.
+    """
     try:
-        trainer.fit(model, data, ckpt_path=checkpoint)
+        yield
     except RuntimeError as error:
         if checkpoint is None or "loading state_dict" not in str(error):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from lightning.pytorch import Trainer
 from rich.console import Console
@@ -28,6 +29,18 @@ def print_summary(folder: RunFolder, trainer: Trainer) -> None:
     for title, path in (("checkpoint", folder.last_checkpoint), ("report", folder.report)):
         if path.exists():
             console.print(f"{title}: {path}", soft_wrap=True, highlight=False)
+
+
+def print_metrics(title: str, metrics: Mapping[str, float]) -> None:
+    """Print the metrics of one validation."""
+    table = Table()
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in sorted(metrics.items()):
+        table.add_row(name, f"{value:.4g}")
+    console = Console()
+    console.print(title, soft_wrap=True, highlight=False)
+    console.print(table)
 
 
 def latest_metrics(folder: RunFolder) -> dict[str, tuple[float, int]]:

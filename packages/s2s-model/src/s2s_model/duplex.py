@@ -215,7 +215,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         return outputs
 
     def _validate(self, name: str, batch: DuplexBatch) -> ValOutput:
-        sums = self(batch)
+        sums, statistics = self.loss_and_statistics(batch)
         objective = sums.objective(self.cfg)
         self._validation.add(name, sums, objective)
         answer = self.answer(batch["source_audio"], batch["source_audio_lens"])
@@ -226,6 +226,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
             audio_loss=sums.audio,
             loss=objective,
             num_frames=sums.num_frames,
+            statistics=statistics,
             text=answer["text"],
             text_tokens=answer["tokens_text"],
             text_turns=answer["text_turns"],

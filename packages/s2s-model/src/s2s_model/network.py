@@ -22,6 +22,7 @@ from s2s_data.batch import DuplexBatch
 from s2s_model.channels import DuplexInputs, SpeechTokens, align_channels, delay_codes, hide_codes, make_inputs
 from s2s_model.codecs import check_codec_rate, load_codec
 from s2s_model.config import ModelConfig
+from s2s_model.frame_statistics import FrameStatistics, frame_statistics
 from s2s_model.freezing import freeze
 from s2s_model.generation import check_cache
 from s2s_model.llm import exact_positions, hidden_size, llm_blocks, llm_body, load_llm, text_config, text_logits
@@ -228,8 +229,18 @@ class DuplexNetwork(nn.Module):
 
     def loss_sums(self, inputs: DuplexInputs) -> LossSums:
         """The losses of the valid frames, summed, and their number."""
+        return self._loss_sums(self._logits(self.hidden_states(inputs)[inputs.valid_BT]), inputs)
+
+    def loss_and_statistics(self, batch: DuplexBatch) -> tuple[LossSums, FrameStatistics]:
+        """The losses of a batch, and how well each of its dialogues is predicted."""
+        inputs = self.prepare_inputs(batch)
+        logits = self._logits(self.hidden_states(inputs)[inputs.valid_BT])
+        statistics = frame_statistics(logits[0], logits[1], inputs, self.tokenizer.pad_id)
+        return self._loss_sums(logits, inputs), statistics
+
+    def _loss_sums(self, logits: tuple[Tensor, Tensor, Tensor | None], inputs: DuplexInputs) -> LossSums:
+        logits_NV, code_logits, user_logits_NV = logits
         valid_BT = inputs.valid_BT
-        logits_NV, code_logits, user_logits_NV = self._logits(self.hidden_states(inputs)[valid_BT])
         user_text = None
         if user_logits_NV is not None:
             assert inputs.user_text_labels_BT is not None

@@ -6,6 +6,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from s2s_model.frame_statistics import FrameStatistics
 from s2s_model.losses import LossSums
 from s2s_model.step_window import is_distributed
 
@@ -17,6 +18,7 @@ class ValOutput(TypedDict):
     audio_loss: Tensor
     loss: Tensor
     num_frames: Tensor
+    statistics: FrameStatistics
     text: list[str]
     text_tokens: Tensor  # [B, T] int64
     text_turns: list[list[tuple[float, float, str]]]  # start and end in seconds
