@@ -126,8 +126,8 @@ def gather(module: nn.Module) -> None:
 
 
 def release(module: nn.Module) -> None:
-    """End what `gather` began."""
-    for unit in [m for m in module.modules() if isinstance(m, FSDPModule)]:
+    """End what `gather` began; nothing where nothing is gathered."""
+    for unit in [m for m in module.modules() if isinstance(m, FSDPModule) and _RESHARDS in m.__dict__]:
         unit.set_reshard_after_forward(unit.__dict__.pop(_RESHARDS), recurse=False)
         unit.reshard()
 

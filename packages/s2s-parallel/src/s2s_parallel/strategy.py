@@ -26,6 +26,7 @@ from s2s_parallel.checkpoint_folder import META, whole_path
 from s2s_parallel.checkpoint_readers import TensorsReader, open_folder
 from s2s_parallel.checkpoint_saver import CheckpointSaver
 from s2s_parallel.distributed_checkpoint import split_checkpoint
+from s2s_parallel.fsdp import release
 from s2s_parallel.mesh import build_mesh, resolve_mesh
 from s2s_parallel.optimizer_names import name_state, names_by_group
 from s2s_parallel.sharded_loading import ShardedLoader, model_state
@@ -124,8 +125,10 @@ class MeshStrategy(ModelParallelStrategy):
             super().teardown()
 
     def on_exception(self, exception: BaseException) -> None:
-        """Wait for the save in the background, so that what it saves isn't lost with the run."""
+        """Let go of gathered weights, and wait for the save in the background, so that it isn't lost with the run."""
         super().on_exception(exception)
+        if self.lightning_module is not None:
+            release(self.lightning_module)
         try:
             self.wait_for_save()
         except CheckpointWriteError as error:  # what ended the run is to be seen, not this
