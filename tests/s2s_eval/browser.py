@@ -1,5 +1,6 @@
 """Headless Chromium, driven through its DevTools pipe: file descriptors 3 and 4, messages that end with a NUL."""
 
+import base64
 import json
 import os
 import shutil
@@ -18,13 +19,15 @@ FLAGS = (
 
 
 class Browser:
-    """One page; ``problems`` collects its console errors and uncaught exceptions."""
+    """One page at a time; ``problems`` collects console errors, warnings and uncaught exceptions of all of them."""
 
     def __init__(self, send: int, receive: int) -> None:
         self._send = os.fdopen(send, "wb", buffering=0)
         self._receive = os.fdopen(receive, "rb")
         self._last_id = 0
         self._session: dict[str, str] = {}
+        self._target = ""
+        self._size = {"width": 1280, "height": 900}
         self.problems: list[str] = []
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -38,14 +41,41 @@ class Browser:
                 return dict(answer["result"])
 
     def open(self, address: str) -> None:
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        """Open a page in place of the one before."""
+        if self._target:
+            self._session = {}
+            self.call("Target.closeTarget", targetId=self._target)
+        target = self._target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         self.call("Runtime.enable")
         self.call("Log.enable")
         self.call("Page.enable")
+        self.resize(**self._size)
         self.call("Page.navigate", url=address)
         while self._next().get("method") != "Page.loadEventFired":
             pass
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the window a size in CSS pixels, for this page and those opened later."""
+        self._size = {"width": width, "height": height}
+        if self._target:
+            self.call("Emulation.setDeviceMetricsOverride", **self._size, deviceScaleFactor=1, mobile=False)
+
+    def screenshot(self, path: Path) -> None:
+        """Write what is in the window as a PNG."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+    def press(self, *keys: str) -> None:
+        """Press keys as a user does: wherever the focus is."""
+        for key in keys:
+            text = {"text": key} if len(key) == 1 else {}
+            self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
+            self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+    def click(self, x: float, y: float) -> None:
+        """Click at a point of the window."""
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def run(self, script: str) -> Any:
         """Return what the body of an async function returns."""

@@ -162,3 +162,29 @@ def scored(dataset: str, cut_id: str, pairs: list[tuple[str, str]], ceiling: str
 def tone(duration_s: float, rate: int = RATE, hz: float = 220.0, level: float = 0.3) -> Samples:
     times = np.arange(round(duration_s * rate)) / rate
     return (level * np.sin(2 * np.pi * hz * times)).astype(np.float32)
+
+
+def sounding(spans: list[tuple[float, float]], duration_s: float, rate: int = RATE) -> Samples:
+    """Return silence with a tone in each span (start, end), in seconds."""
+    audio = np.zeros(round(duration_s * rate), np.float32)
+    for start_s, end_s in spans:
+        place = audio[round(start_s * rate) : round(end_s * rate)]
+        place[:] = tone(end_s - start_s, rate)[: len(place)]
+    return audio
+
+
+def tone_dialogue(
+    turns: list[tuple[str, float, float]],
+    speech: list[tuple[float, float]],
+    duration_s: float,
+    rate: int = RATE,
+    cut_id: str = "tones",
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the batch and the model's output for one dialogue: reference turns (role, start, end), speech as tones."""
+    spoken = [Turn(role, start_s, end_s - start_s, "word") for role, start_s, end_s in turns]
+    user = sounding([turn[1:] for turn in turns if turn[0] == "user"], duration_s)
+    batch = batch_of([SpokenDialogue(cut_id, spoken, user, user)])
+    del batch["target_audio"], batch["target_audio_lens"]
+    audio, lens = pad([sounding(speech, duration_s, rate)])
+    output = {"text": [""], "text_turns": [[]], "audio": audio, "audio_lens": lens, "sample_rate": rate}
+    return batch, output

@@ -67,7 +67,7 @@ class TestSpeakingModel:
         assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"val_asr_bleu={bleu:.0f}.ckpt"]
 
     def test_the_recogniser_is_freed(self, speaking_run) -> None:
-        assert not speaking_run[2].transcriber.is_loaded
+        assert not speaking_run[2].scorers.transcriber.is_on_gpu
 
     def test_samples_can_be_listened_to(self, speaking_run) -> None:
         folder = speaking_run[0] / "samples" / "step_4"
@@ -107,7 +107,7 @@ def test_an_exception_frees_the_recogniser(tmp_path: Path) -> None:
 
     class Watch(pl.Callback):
         def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-            seen_loaded.append(scoring.transcriber.is_loaded)  # type: ignore[union-attr]
+            seen_loaded.append(scoring.scorers.transcriber.is_loaded)  # type: ignore[union-attr]
 
     fit = pl.Trainer(
         accelerator="cpu",
@@ -119,8 +119,8 @@ def test_an_exception_frees_the_recogniser(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the model failed"):
         fit.validate(model, verbose=False)
     assert seen_loaded == [True]
-    assert scoring.transcriber is not None
-    assert not scoring.transcriber.is_loaded
+    assert scoring.scorers.transcriber is not None
+    assert not scoring.scorers.transcriber.is_loaded
 
 
 def test_the_sanity_check_is_not_scored_unless_asked(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_turn_is_scored_with_what_is_said_in_its_window() -> None:
         ]
     output = perfect_output([france])
     output["audio"] = torch.from_numpy(swapped)[None]
-    transcriber = Transcriber(ValidationScoring(ScoringConfig(WHISPER)).transcriber.config, -50)  # type: ignore[union-attr]
+    transcriber = Transcriber(ValidationScoring(ScoringConfig(WHISPER)).scorers.transcriber.config, -50)  # type: ignore[union-attr]
     [scored] = score_batch("seen", batch_of([france]), output, ScoringConfig(score_ceiling=False), transcriber)
     transcriber.close()
     heard = [turn.asr.lower() for turn in scored.score.scored_turns]

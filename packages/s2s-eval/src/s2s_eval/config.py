@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class ScoringConfig:
     """How validation is scored. Works as an OmegaConf structured config."""
 
-    # The recogniser: none, faster_whisper:/folder, package:<PyPI package>, /x.nemo or a NeMo model name.
+    # The recogniser: none, faster_whisper:/folder, package:<PyPI package>, transformers:<name or folder>, /x.nemo or a
+    # NeMo model name.
     scoring_asr: str = "none"
     # Where it runs: cpu, cuda, cuda:1; auto: where the model is.
     asr_device: str = "auto"
@@ -15,14 +16,22 @@ class ScoringConfig:
     asr_batch_size: int = 8
     # CPU threads of faster-whisper; 0: its own choice.
     asr_num_threads: int = 0
-    # Spoken language, for multilingual Whisper models.
-    asr_language: str = "en"
+    # What is spoken, as ISO 639-1 code: for multilingual recognisers, and how texts are normalised and split.
+    language: str = "en"
+    # How natural speech sounds, by a model that an installed package ships: none, dnsmos or torchscript:/model.pt.
+    quality: str = "none"
+    # How alike generated and reference voice are: none, resemblyzer, /x.nemo or nemo:NAME.
+    speaker_similarity: str = "none"
+    # Keep these models in host memory between validations: auto (where there is room), always or never.
+    keep_models: str = "auto"
     # Also transcribe the codec's reconstruction of the reference: the figure that perfect codes would get.
     score_ceiling: bool = True
     # Also score Lightning's sanity check before training.
     score_sanity_check: bool = False
     # The model may start this much before the reference turn and still be scored with it.
     early_start_s: float = 0.4
+    # An agent that the user interrupts has to be silent after this.
+    barge_in_stop_s: float = 1.5
     # Sound below this loudness (20 ms RMS, dB of full scale) is silence and never reaches the recogniser.
     silence_dbfs: float = -50.0
     # Dialogues of each data set whose audio is written to samples/ and shown in the report.

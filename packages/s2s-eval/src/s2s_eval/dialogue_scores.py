@@ -1,12 +1,17 @@
 """What is known of a validated dialogue, and the metrics of all of them together."""
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from s2s_eval.metrics import corpus_bleu, corpus_wer, empty_rate
+from s2s_eval.metrics import corpus_bleu, corpus_cer, corpus_wer, empty_rate
+from s2s_eval.speech_segments import Span
 from s2s_eval.text import normalize
+from s2s_eval.token_metrics import Statistics, token_metrics
+from s2s_eval.turn_taking import BargeIn, Response, TurnTaking
+from s2s_eval.turn_taking_metrics import turn_taking_metrics
 
 
 class SpokenTurn(NamedTuple):
@@ -44,76 +49,136 @@ class DialogueScore:
     reference_text: str  # all agent text of the reference
     generated_text: str
     scored_turns: list[TurnScore] = field(default_factory=list)
+    generated_speech: list[Span] = field(default_factory=list)  # where the generated agent is audible
+    responses: list[Response] = field(default_factory=list)  # one a user turn that asks for an answer
+    barge_ins: list[BargeIn] = field(default_factory=list)
+    user_speech_s: float = 0.0
+    talk_over_s: float = 0.0  # of the user's speech
+    statistics: Statistics | None = None  # None: the model gives none
+    quality: float | None = None  # of the generated speech; None: not scored, or silent
+    speaker_similarity: float | None = None  # of generated and reference speech
 
 
 def one_per_dialogue(per_rank: Sequence[Sequence[DialogueScore]]) -> list[DialogueScore]:
-    """Return the dialogues of all ranks in one order, without those that an earlier rank has scored too.
+    """Return the dialogues of all ranks in one order, each once; of one scored twice, the first rank's counts.
 
-    Ranks of one tensor-parallel group validate the same dialogues; counted twice they'd weigh double.
+    Ranks of one tensor-parallel group validate the same dialogues, and samplers repeat some to make shares even. A
+    dialogue is known by data set and cut id, on one rank as on many.
     """
-    kept: list[DialogueScore] = []
-    seen: set[tuple[str, str]] = set()
+    kept: dict[tuple[str, str], DialogueScore] = {}
     for dialogues in per_rank:
-        new = [dialogue for dialogue in dialogues if (dialogue.dataset, dialogue.cut_id) not in seen]
-        kept += new
-        seen |= {(dialogue.dataset, dialogue.cut_id) for dialogue in new}
-    return sorted(kept, key=lambda dialogue: (dialogue.dataset, dialogue.cut_id))
+        for dialogue in dialogues:
+            kept.setdefault((dialogue.dataset, dialogue.cut_id), dialogue)
+    return [kept[key] for key in sorted(kept)]
 
 
-def validation_metrics(dialogues: Sequence[DialogueScore], *, has_asr: bool) -> dict[str, float]:
-    """Return every metric by its logged name, in per cent; one that isn't defined on the data is left out.
+def validation_metrics(dialogues: Sequence[DialogueScore], *, has_asr: bool, language: str = "en") -> dict[str, float]:
+    """Return every metric by its logged name; one that has no occasion in the data is left out.
 
-    ``val_asr_bleu`` and ``val_txt_bleu`` are over all data sets' texts together, the rest per data set:
-    ``val_asr_bleu_<ds>``, ``val_asr_wer_<ds>``, ``val_empty_rate_<ds>`` and ``ceiling_asr_bleu_<ds>`` over turns,
-    ``val_txt_bleu_<ds>`` over dialogues, and ``shuffled_asr_bleu_<ds>``, the floor: the same hypotheses against
-    another dialogue's references.
+    Each is over all dialogues together (``val_asr_bleu``) and over those of each data set (``val_asr_bleu_<ds>``).
+    Rates, BLEU and accuracies are in per cent, times in seconds. Of texts:
+
+    - ``val_asr_bleu``, ``val_asr_wer``, ``val_asr_cer``, ``val_empty_rate``: what a recogniser hears of the generated
+      speech against what should have been said, over turns.
+    - ``val_said_wer``, ``val_said_cer``: the same against what the model writes there: does it say what it writes?
+    - ``val_txt_bleu``: what the model writes, over dialogues.
+    - ``ceiling_asr_bleu_<ds>``, ``shuffled_asr_bleu_<ds>``: what perfect codes would get, and what another dialogue's
+      answers get; of data sets only.
+
+    The rest is in :func:`~s2s_eval.turn_taking_metrics.turn_taking_metrics`, :func:`~s2s_eval.token_metrics
+    .token_metrics` and :func:`voice_metrics`. Raises ValueError for an unknown ``language``.
     """
-    metrics: dict[str, float | None] = {}
-    datasets = sorted({dialogue.dataset for dialogue in dialogues})
-    for suffix, members in [("", list(dialogues))] + [
-        (f"_{name}", [dialogue for dialogue in dialogues if dialogue.dataset == name]) for name in datasets
-    ]:
-        metrics[f"val_txt_bleu{suffix}"] = text_bleu(members)
-        if has_asr:
-            metrics[f"val_asr_bleu{suffix}"] = asr_bleu(members)
-        if has_asr and suffix:
-            metrics[f"val_asr_wer{suffix}"] = asr_wer(members)
-            metrics[f"val_empty_rate{suffix}"] = empty_rate([turn.asr for turn in scorable_turns(members)])
-            metrics[f"ceiling_asr_bleu{suffix}"] = ceiling_bleu(members)
-            metrics[f"shuffled_asr_bleu{suffix}"] = shuffled_bleu(members)
-    return {name: value for name, value in metrics.items() if value is not None}
+    metrics = _metrics(dialogues, "", has_asr, language)
+    for name in sorted({dialogue.dataset for dialogue in dialogues}):
+        members = [dialogue for dialogue in dialogues if dialogue.dataset == name]
+        metrics |= _metrics(members, f"_{name}", has_asr, language)
+    return metrics
 
 
-def scorable_turns(dialogues: Sequence[DialogueScore]) -> list[TurnScore]:
+def _metrics(dialogues: Sequence[DialogueScore], suffix: str, has_asr: bool, language: str) -> dict[str, float]:
+    texts: dict[str, float | None] = {f"val_txt_bleu{suffix}": text_bleu(dialogues, language)}
+    if has_asr:
+        heard = [turn.asr for turn in scorable_turns(dialogues, language)]
+        texts[f"val_asr_bleu{suffix}"] = asr_bleu(dialogues, language)
+        texts[f"val_asr_wer{suffix}"] = asr_wer(dialogues, language)
+        texts[f"val_asr_cer{suffix}"] = asr_cer(dialogues, language)
+        texts[f"val_empty_rate{suffix}"] = empty_rate(heard, language)
+        texts[f"val_said_wer{suffix}"], texts[f"val_said_cer{suffix}"] = said_errors(dialogues, language)
+    if has_asr and suffix:
+        texts[f"ceiling_asr_bleu{suffix}"] = ceiling_bleu(dialogues, language)
+        texts[f"shuffled_asr_bleu{suffix}"] = shuffled_bleu(dialogues, language)
+    turns = [TurnTaking(d.responses, d.barge_ins, d.user_speech_s, d.talk_over_s) for d in dialogues]
+    statistics = [d.statistics for d in dialogues if d.statistics is not None]
+    return (
+        {name: value for name, value in texts.items() if value is not None}
+        | turn_taking_metrics(turns, suffix)
+        | token_metrics(statistics, suffix, each_codebook=bool(suffix))
+        | voice_metrics(dialogues, suffix)
+    )
+
+
+def voice_metrics(dialogues: Sequence[DialogueScore], suffix: str = "") -> dict[str, float]:
+    """Return ``val_quality`` and ``val_speaker_similarity``, the means over the dialogues that have one."""
+    scores = {
+        "val_quality": [d.quality for d in dialogues if d.quality is not None],
+        "val_speaker_similarity": [d.speaker_similarity for d in dialogues if d.speaker_similarity is not None],
+    }
+    return {name + suffix: math.fsum(values) / len(values) for name, values in scores.items() if values}
+
+
+def mean_latency_s(dialogue: DialogueScore) -> float | None:
+    """Return the mean latency in seconds of the dialogue's answers, or None if there is none."""
+    latencies = [response.latency_s for response in dialogue.responses if response.latency_s is not None]
+    return math.fsum(latencies) / len(latencies) if latencies else None
+
+
+def scorable_turns(dialogues: Sequence[DialogueScore], language: str = "en") -> list[TurnScore]:
     """Return the scored turns whose reference has a word."""
-    return [turn for dialogue in dialogues for turn in dialogue.scored_turns if normalize(turn.reference)]
+    return [turn for dialogue in dialogues for turn in dialogue.scored_turns if normalize(turn.reference, language)]
 
 
-def asr_bleu(dialogues: Sequence[DialogueScore]) -> float | None:
+def asr_bleu(dialogues: Sequence[DialogueScore], language: str = "en") -> float | None:
     """Return the corpus BLEU of the generated audio's transcripts, turn by turn."""
-    turns = scorable_turns(dialogues)
-    return corpus_bleu([turn.asr for turn in turns], [turn.reference for turn in turns])
+    turns = scorable_turns(dialogues, language)
+    return corpus_bleu([turn.asr for turn in turns], [turn.reference for turn in turns], language)
 
 
-def asr_wer(dialogues: Sequence[DialogueScore]) -> float | None:
+def asr_wer(dialogues: Sequence[DialogueScore], language: str = "en") -> float | None:
     """Return the word error rate of the generated audio's transcripts against the reference texts."""
-    turns = scorable_turns(dialogues)
-    return corpus_wer([turn.asr for turn in turns], [turn.reference for turn in turns])
+    turns = scorable_turns(dialogues, language)
+    return corpus_wer([turn.asr for turn in turns], [turn.reference for turn in turns], language)
 
 
-def ceiling_bleu(dialogues: Sequence[DialogueScore]) -> float | None:
+def asr_cer(dialogues: Sequence[DialogueScore], language: str = "en") -> float | None:
+    """Return the character error rate of the generated audio's transcripts against the reference texts."""
+    turns = scorable_turns(dialogues, language)
+    return corpus_cer([turn.asr for turn in turns], [turn.reference for turn in turns], language)
+
+
+def said_errors(dialogues: Sequence[DialogueScore], language: str = "en") -> tuple[float | None, float | None]:
+    """Return word and character error rate of what is heard against what the model writes, turn by turn.
+
+    The reference text has no say. Speech in a turn in which nothing is written counts as insertions.
+    """
+    turns = [turn for dialogue in dialogues for turn in dialogue.scored_turns]
+    heard, written = [turn.asr for turn in turns], [turn.generated_text for turn in turns]
+    return corpus_wer(heard, written, language), corpus_cer(heard, written, language)
+
+
+def ceiling_bleu(dialogues: Sequence[DialogueScore], language: str = "en") -> float | None:
     """Return the BLEU that perfect codes would get: codec and ASR on the reference audio."""
-    pairs = [(turn.ceiling_asr, turn.reference) for turn in scorable_turns(dialogues) if turn.ceiling_asr is not None]
-    return corpus_bleu([asr for asr, _ in pairs], [reference for _, reference in pairs])
+    turns = scorable_turns(dialogues, language)
+    pairs = [(turn.ceiling_asr, turn.reference) for turn in turns if turn.ceiling_asr is not None]
+    return corpus_bleu([asr for asr, _ in pairs], [reference for _, reference in pairs], language)
 
 
-def shuffled_bleu(dialogues: Sequence[DialogueScore]) -> float | None:
+def shuffled_bleu(dialogues: Sequence[DialogueScore], language: str = "en") -> float | None:
     """Return the BLEU against another dialogue's references: what fluent speech gets that answers nothing.
 
     Dialogues are put in a random order (the same each time) and each is compared with the next; a turn with the turn
     of the same number, counted round where the other dialogue is shorter. None for fewer than two dialogues.
     """
-    spoken = [turns for dialogue in dialogues if (turns := scorable_turns([dialogue]))]
+    spoken = [turns for dialogue in dialogues if (turns := scorable_turns([dialogue], language))]
     if len(spoken) < 2:
         return None
     random.Random(0).shuffle(spoken)
@@ -122,12 +187,13 @@ def shuffled_bleu(dialogues: Sequence[DialogueScore]) -> float | None:
         for i, turn in enumerate(own):
             hypotheses.append(turn.asr)
             references.append(other[i % len(other)].reference)
-    return corpus_bleu(hypotheses, references)
+    return corpus_bleu(hypotheses, references, language)
 
 
-def text_bleu(dialogues: Sequence[DialogueScore]) -> float | None:
+def text_bleu(dialogues: Sequence[DialogueScore], language: str = "en") -> float | None:
     """Return the corpus BLEU of the model's text channel, dialogue by dialogue."""
     return corpus_bleu(
         [dialogue.generated_text for dialogue in dialogues],
         [dialogue.reference_text for dialogue in dialogues],
+        language,
     )

@@ -1,54 +1,90 @@
-"""Corpus metrics over pairs of texts. Each takes raw texts, normalises both sides, and computes over all at once."""
+"""Corpus metrics over pairs of texts. Each takes raw texts, normalises both sides, and computes over all at once.
+
+``language`` is a code of :data:`s2s_eval.text.LANGUAGES`; another one raises ValueError.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
-from s2s_eval.text import normalize
+from s2s_eval.text import bleu_tokenizer, is_spaced, normalize
 
 
-def corpus_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float | None:
+def corpus_bleu(hypotheses: Sequence[str], references: Sequence[str], language: str = "en") -> float | None:
     """Return sacrebleu's corpus BLEU in per cent, or None where no reference has a word.
 
-    A pair whose reference is empty after normalising is left out: BLEU isn't defined on it.
+    A pair whose reference is empty after normalising is left out: BLEU isn't defined on it. The tokenizer is that of
+    :func:`s2s_eval.text.bleu_tokenizer`: Japanese, Korean, Thai, Lao and Burmese get a BLEU of letters, which isn't
+    comparable with one of words.
     """
-    pairs = normalized_pairs(hypotheses, references)
+    pairs = normalized_pairs(hypotheses, references, language)
     if not pairs:
         return None
-    score = _bleu().corpus_score([hyp for hyp, _ in pairs], [[ref for _, ref in pairs]])
+    score = _bleu(language).corpus_score([hyp for hyp, _ in pairs], [[ref for _, ref in pairs]])
     return float(score.score)
 
 
-def bleu_signature() -> str:
+def bleu_signature(language: str = "en") -> str:
     """Return sacrebleu's signature of :func:`corpus_bleu`: how to compute the same number elsewhere."""
-    bleu = _bleu()
+    bleu = _bleu(language)
     bleu.corpus_score(["a"], [["a"]])  # sacrebleu has a signature only after scoring something
     return str(bleu.get_signature())
 
 
-def corpus_wer(hypotheses: Sequence[str], references: Sequence[str]) -> float | None:
-    """Return jiwer's word error rate over all pairs, in per cent, or None where no reference has a word."""
+def corpus_wer(hypotheses: Sequence[str], references: Sequence[str], language: str = "en") -> float | None:
+    """Return jiwer's word error rate over all pairs, in per cent, or None where no reference has a word.
+
+    A pair with a word on neither side is left out; words against an empty reference are insertions. In languages
+    written without spaces (Chinese, Japanese, Thai, Lao, Burmese, Cantonese) a "word" is one letter.
+    """
     import jiwer
 
-    pairs = normalized_pairs(hypotheses, references)
+    pairs = _pairs_with_words(hypotheses, references, language)
     if not pairs:
         return None
     return 100.0 * float(jiwer.wer([ref for _, ref in pairs], [hyp for hyp, _ in pairs]))
 
 
-def empty_rate(hypotheses: Sequence[str]) -> float | None:
+def corpus_cer(hypotheses: Sequence[str], references: Sequence[str], language: str = "en") -> float | None:
+    """Return jiwer's character error rate over all pairs, in per cent, or None where no reference has a word.
+
+    The spaces between words count as characters, as jiwer has it; languages written without them have none.
+    """
+    import jiwer
+
+    pairs = _pairs_with_words(hypotheses, references, language)
+    if not pairs:
+        return None
+    if not is_spaced(language):
+        pairs = [(hyp.replace(" ", ""), ref.replace(" ", "")) for hyp, ref in pairs]
+    return 100.0 * float(jiwer.cer([ref for _, ref in pairs], [hyp for hyp, _ in pairs]))
+
+
+def empty_rate(hypotheses: Sequence[str], language: str = "en") -> float | None:
     """Return the share in per cent of hypotheses with no word, or None where there is none."""
     if not hypotheses:
         return None
-    return 100.0 * sum(not normalize(hypothesis) for hypothesis in hypotheses) / len(hypotheses)
+    return 100.0 * sum(not normalize(hypothesis, language) for hypothesis in hypotheses) / len(hypotheses)
 
 
-def normalized_pairs(hypotheses: Sequence[str], references: Sequence[str]) -> list[tuple[str, str]]:
+def normalized_pairs(
+    hypotheses: Sequence[str], references: Sequence[str], language: str = "en"
+) -> list[tuple[str, str]]:
     """Return (hypothesis, reference), both normalised, without the pairs whose reference has no word."""
-    pairs = [(normalize(hyp), normalize(ref)) for hyp, ref in zip(hypotheses, references, strict=True)]
-    return [(hyp, ref) for hyp, ref in pairs if ref]
+    return [(hyp, ref) for hyp, ref in _normalized(hypotheses, references, language) if ref]
 
 
-def _bleu() -> Any:
+def _pairs_with_words(hypotheses: Sequence[str], references: Sequence[str], language: str) -> list[tuple[str, str]]:
+    """Return the pairs that have a word on one side; none if no reference has one, for the rate has no denominator."""
+    pairs = [(hyp, ref) for hyp, ref in _normalized(hypotheses, references, language) if hyp or ref]
+    return pairs if any(ref for _, ref in pairs) else []
+
+
+def _normalized(hypotheses: Sequence[str], references: Sequence[str], language: str) -> list[tuple[str, str]]:
+    pairs = zip(hypotheses, references, strict=True)
+    return [(normalize(hyp, language), normalize(ref, language)) for hyp, ref in pairs]
+
+
+def _bleu(language: str) -> Any:
     from sacrebleu.metrics.bleu import BLEU
 
-    return BLEU(lowercase=True)
+    return BLEU(lowercase=True, tokenize=bleu_tokenizer(language))

@@ -1,144 +1,124 @@
-"""report.html: the last validation of a run, to read and to listen to, as one page that needs no network."""
+"""report.html: a validation to read and to listen to, as one page that needs no network.
 
+``samples/step_<N>/report.html`` of a run's folder is the page of one validation, ``report.html`` the newest one's. Each
+names all validations so far and links those that have a page.
+"""
+
+import html
 import json
-import math
+import os
+import re
+import shutil
 from collections.abc import Iterable
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
+from s2s_eval.report_audio import audio_islands
+from s2s_eval.report_dialogues import page_dialogues
+from s2s_eval.report_history import Validation, charts, dataset_names, find_validations, metrics_rows, shown_metrics
+from s2s_eval.samples import Wavs, finite
 
-from s2s_eval.metrics import corpus_wer
-from s2s_eval.report_audio import mp3_data_url, waveform_peaks
-from s2s_eval.samples import DIALOGUES_FILE, SCORES_FILE
-
-MAX_POINTS = 300  # of a curve
-# the charts' titles, and the metrics drawn in each: the name itself and, of validation, <name>_<data set>
-CHARTS = {
-    "Training loss": ("train_loss", "train_text_loss", "train_audio_loss"),
-    "Validation loss": ("val_loss",),
-    "ASR-BLEU (dashed: the codec's ceiling)": ("val_asr_bleu", "ceiling_asr_bleu"),
-    "Text BLEU": ("val_txt_bleu",),
-}
+REPORT_FILE = "report.html"
+SCRIPTS = ("elements.js", "metrics.js", "scores.js", "charts.js", "timeline.js", "audio.js", "dialogue.js", "list.js")
 
 
-def write_report(run_dir: str | Path) -> Path:
-    """Write ``report.html`` into a run's folder from its ``samples/`` and ``metrics.jsonl``; return its path.
+def write_report(run_dir: str | Path, step: int | None = None) -> Path:
+    """Write the page of the validation at ``step`` from a run's ``samples/`` and ``metrics.jsonl``; return its path.
 
-    Either may be missing: the page then says so. The page replaces the old one in one move.
+    Without ``step`` it is the newest validation's. The newest one's is also the run's ``report.html``, whose path is
+    returned. Either source may be missing: the page then says so. Pages replace old ones in one move. Raises
+    ValueError for a step that wasn't validated.
     """
     run = Path(run_dir).resolve()
-    folder = _last_validation(run)
-    history = _history(run / "metrics.jsonl")
-    scores = json.loads((folder / SCORES_FILE).read_text(encoding="utf-8")) if folder else {}
+    validations = find_validations(run)
+    shown = _choose(validations, step, run)
+    page = (shown.folder if shown else run) / REPORT_FILE
+    _write_page(page, run, shown, validations)
+    if shown is None or shown != validations[-1]:
+        return page
+    newest = run / REPORT_FILE
+    _place(page, newest)
+    return newest
+
+
+def _choose(validations: list[Validation], step: int | None, run: Path) -> Validation | None:
+    if step is None:
+        return validations[-1] if validations else None
+    for validation in validations:
+        if validation.step == step:
+            return validation
+    known = ", ".join(str(validation.step) for validation in validations) or "none"
+    raise ValueError(f"{run}/samples has no validation of step {step}; it has: {known}")
+
+
+def _write_page(path: Path, run: Path, shown: Validation | None, validations: list[Validation]) -> None:
+    rows = metrics_rows(run, validations)
+    dialogues = page_dialogues(shown.folder, shown.about.get("language", "en")) if shown else []
+    metrics = shown_metrics(rows, shown)
+    datasets = dataset_names(rows, {record["dataset"] for record, _ in dialogues})
     data = {
         "run": run.name,
-        "step": scores.get("step"),
-        "about": scores.get("about", {}),
-        "metrics": _last_metrics(history, scores),
-        "charts": _charts(history),
-        "samples": [_sample(path.parent, line) for path, line in _dialogues(folder)] if folder else [],
+        "step": shown.step if shown else None,
+        "about": shown.about if shown else {},
+        "datasets": datasets,
+        "metrics": metrics,
+        "charts": charts(rows, datasets),
+        "validations": [
+            {
+                "step": one.step,
+                "metrics": shown_metrics(rows, one),
+                # a path within the run: the page knows where in it it lies
+                "page": (one.folder / REPORT_FILE).relative_to(run).as_posix()
+                if one == shown or one.has_page
+                else None,
+            }
+            for one in validations
+        ],
+        "dialogues": [record | {"audio": wavs is not None} for record, wavs in dialogues],
     }
-    path = run / "report.html"
-    unfinished = run / "report.html.part"
-    unfinished.write_text(_page(data), encoding="utf-8")
+    wavs = [(number, wavs) for number, (_, wavs) in enumerate(dialogues) if wavs is not None]
+    unfinished = path.with_suffix(".html.part")
+    # half a character, which a tokenizer may leave, has no UTF-8 but an escape in JSON
+    with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as out:
+        out.writelines(_page(data, wavs))
     unfinished.replace(path)
-    return path
 
 
-def _page(data: dict[str, Any]) -> str:
-    parts = files("s2s_eval") / "report_page"
-    page = (parts / "page.html").read_text(encoding="utf-8")
+def _page(data: dict[str, Any], wavs: list[tuple[int, Wavs]]) -> Iterable[str]:
+    """Yield the page piece by piece: its audio is never in memory all at once."""
+    sources = files("s2s_eval") / "report_page"
+    template = (sources / "page.html").read_text(encoding="utf-8")
+    title = data["run"] if data["step"] is None else f"{data['run']}, step {data['step']}"
+    for i, piece in enumerate(re.split(r"@@(\w+)@@", template)):
+        if i % 2 == 0:
+            yield piece
+        elif piece == "title":
+            yield html.escape(title)
+        elif piece == "css":
+            yield (sources / "page.css").read_text(encoding="utf-8")
+        elif piece == "js":
+            yield from ((sources / name).read_text(encoding="utf-8") for name in SCRIPTS)
+        elif piece == "data":
+            yield _island(finite(data))
+        else:
+            assert piece == "audio", piece
+            for number, sound in audio_islands(wavs):
+                yield f'<script type="application/json" id="audio-{number}">{_island(asdict(sound))}</script>\n'
+
+
+def _island(data: dict[str, Any]) -> str:
     # "<" is the one character that could end the data's script element early
-    island = json.dumps(data, allow_nan=False, ensure_ascii=False).replace("<", "\\u003c")
-    title = data["run"].replace("&", "&amp;").replace("<", "&lt;")
-    for marker, text in [
-        ("@@title@@", title),
-        ("@@css@@", (parts / "page.css").read_text(encoding="utf-8")),
-        ("@@js@@", (parts / "page.js").read_text(encoding="utf-8")),
-        ("@@data@@", island),
-    ]:
-        page = page.replace(marker, text)
-    return page
+    return json.dumps(data, allow_nan=False, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def _last_validation(run: Path) -> Path | None:
-    found = [path.parent for path in (run / "samples").glob(f"step_*/{SCORES_FILE}")]
-    return max(found, key=lambda folder: int(folder.name.removeprefix("step_")), default=None)
-
-
-def _history(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl; a row that a killed run left half written is passed over."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            rows.append(row)
-    return rows
-
-
-def _last_metrics(history: list[dict[str, Any]], scores: dict[str, Any]) -> dict[str, float]:
-    """Return the last value of each validation metric: of the loggers' rows, then of the validation shown."""
-    last: dict[str, float] = {}
-    for row in history:
-        last |= {name: value for name, value in row.items() if name.startswith("val_") and _is_finite(value)}
-    shown: dict[str, float] = scores.get("metrics", {})
-    return last | shown
-
-
-def _charts(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    names = sorted({name for row in history for name in row})
-    charts = []
-    for title, stems in CHARTS.items():
-        wanted = [
-            name
-            for stem in stems
-            for name in names
-            if name == stem or (name.startswith(f"{stem}_") and not stem.startswith("train"))
-        ]
-        series = [{"name": name, "points": points} for name in wanted if (points := _points(history, name))]
-        if series:
-            charts.append({"title": title, "from_zero": "BLEU" in title, "series": series})
-    return charts
-
-
-def _points(history: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
-    points = [(row["step"], row[name]) for row in history if name in row and _is_finite(row[name])]
-    stride = math.ceil(len(points) / MAX_POINTS) or 1
-    return points[::-1][::stride][::-1]  # thinned out from the end, so that the last value stays
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _dialogues(folder: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
-    for path in sorted(folder.glob(f"*/{DIALOGUES_FILE}")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            yield path, json.loads(line)
-
-
-def _sample(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Return what the page shows of one dialogue, its audio included where it was kept."""
-    for turn in record["scored_turns"]:
-        turn["wer"] = corpus_wer([turn["asr"]], [turn["reference"]])
-    if not (record["wav"] and (folder / record["wav"]).exists() and (folder / record["reference_wav"]).exists()):
-        return record | {"audio": None}
-    stereo, rate = soundfile.read(folder / record["wav"], dtype="float32", always_2d=True)
-    reference, reference_rate = soundfile.read(folder / record["reference_wav"], dtype="float32")
-    duration_s = max(len(stereo) / rate, len(reference) / reference_rate)
-    tracks = {
-        "user": (stereo[:, 0], rate),
-        "reference": (reference, reference_rate),
-        "generated": (np.ascontiguousarray(stereo[:, 1]), rate),
-    }
-    return record | {
-        "duration_s": duration_s,
-        "audio": {name: mp3_data_url(*track) for name, track in tracks.items()} | {"mix": mp3_data_url(stereo, rate)},
-        "peaks": {name: waveform_peaks(*track, duration_s) for name, track in tracks.items()},
-    }
+def _place(page: Path, path: Path) -> None:
+    """Put the page at a second path too, without its weight where the file system can."""
+    unfinished = path.with_suffix(".html.part")
+    unfinished.unlink(missing_ok=True)
+    try:
+        os.link(page, unfinished)
+    except OSError:
+        shutil.copyfile(page, unfinished)
+    unfinished.replace(path)

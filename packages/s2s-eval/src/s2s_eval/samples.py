@@ -7,21 +7,29 @@ dialogue, and for the kept ones ``<cut_id>.wav`` (left the user, right the gener
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
 from s2s_eval.asr import Samples
-from s2s_eval.dialogue_scores import DialogueScore, asr_bleu, asr_wer
+from s2s_eval.dialogue_scores import DialogueScore, asr_bleu, asr_wer, mean_latency_s
 
 SCORES_FILE = "scores.json"
 DIALOGUES_FILE = "dialogues.jsonl"
+
+
+class Wavs(NamedTuple):
+    """The audio files of one dialogue."""
+
+    stereo: Path  # left the user, right the generated agent
+    reference: Path
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,13 @@ def write_audio(folder: Path, dialogues: Sequence[DialogueScore], keeper: Sample
         for cut_id in kept_ids([dialogue.cut_id for dialogue in members], max_per_dataset):
             audio = keeper.get(dataset, cut_id)
             if audio is not None:
-                _write_wavs(folder / _file_name(dataset), cut_id, audio)
+                _write_wavs(wav_paths(folder, dataset, cut_id), audio)
+
+
+def wav_paths(folder: Path, dataset: str, cut_id: str) -> Wavs:
+    """Return where a dialogue's audio is in the folder of a validation, if it was kept."""
+    stem = folder / _file_name(dataset) / _file_name(cut_id)
+    return Wavs(stem.with_name(f"{stem.name}.wav"), stem.with_name(f"{stem.name}.reference.wav"))
 
 
 def write_scores(
@@ -85,16 +99,32 @@ def write_scores(
     max_per_dataset: int,
     about: dict[str, str],
 ) -> None:
-    """Write the texts and scores of all dialogues (one rank does it). ``about`` says how they were computed."""
+    """Write the texts and scores of all dialogues (one rank does it).
+
+    ``about`` says how they were computed; its ``language`` ("en" without it) is that of the texts. What isn't finite,
+    such as a perplexity without bound, is written as null. The metrics come last: where they are, all is.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    language = about.get("language", "en")
     for dataset, members in _by_dataset(dialogues).items():
         kept = set(kept_ids([dialogue.cut_id for dialogue in members], max_per_dataset))
         path = folder / _file_name(dataset) / DIALOGUES_FILE
         path.parent.mkdir(exist_ok=True)
-        lines = [json.dumps(_record(dialogue, dialogue.cut_id in kept)) for dialogue in members]
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    scores = {"step": step, "metrics": metrics, "about": about}
-    (folder / SCORES_FILE).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+        records = (_record(dialogue, dialogue.cut_id in kept, language) for dialogue in members)
+        path.write_text("".join(json.dumps(finite(record), allow_nan=False) + "\n" for record in records))
+    scores = finite({"step": step, "metrics": metrics, "about": about})
+    unfinished = folder / f"{SCORES_FILE}.part"
+    unfinished.write_text(json.dumps(scores, indent=1, allow_nan=False) + "\n")
+    unfinished.replace(folder / SCORES_FILE)
+
+
+def finite(value: Any) -> Any:
+    """Return plain data with None for each number that isn't finite: JSON has none of those."""
+    if isinstance(value, dict):
+        return {key: finite(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _by_dataset(dialogues: Sequence[DialogueScore]) -> dict[str, list[DialogueScore]]:
@@ -104,7 +134,7 @@ def _by_dataset(dialogues: Sequence[DialogueScore]) -> dict[str, list[DialogueSc
     return grouped
 
 
-def _record(dialogue: DialogueScore, has_audio: bool) -> dict[str, Any]:
+def _record(dialogue: DialogueScore, has_audio: bool, language: str) -> dict[str, Any]:
     record = asdict(dialogue)
     for key in ("turns", "generated_turns"):
         record[key] = [turn._asdict() for turn in getattr(dialogue, key)]
@@ -112,22 +142,22 @@ def _record(dialogue: DialogueScore, has_audio: bool) -> dict[str, Any]:
     return record | {
         "wav": f"{name}.wav" if has_audio else None,
         "reference_wav": f"{name}.reference.wav" if has_audio else None,
-        "asr_wer": asr_wer([dialogue]),
-        "asr_bleu": asr_bleu([dialogue]),
+        "asr_wer": asr_wer([dialogue], language),
+        "asr_bleu": asr_bleu([dialogue], language),
+        "latency_s": mean_latency_s(dialogue),
     }
 
 
-def _write_wavs(folder: Path, cut_id: str, audio: SampleAudio) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write_wavs(wavs: Wavs, audio: SampleAudio) -> None:
+    wavs.stereo.parent.mkdir(parents=True, exist_ok=True)
     rate = audio.sample_rate
     user = _resample(audio.user, audio.user_sample_rate, rate)
     reference = _resample(audio.reference, audio.reference_sample_rate, rate)
     stereo = np.zeros((max(len(user), len(audio.generated)), 2), np.float32)
     stereo[: len(user), 0] = user
     stereo[: len(audio.generated), 1] = audio.generated
-    name = _file_name(cut_id)
-    soundfile.write(folder / f"{name}.wav", stereo, rate, subtype="PCM_16")
-    soundfile.write(folder / f"{name}.reference.wav", reference, rate, subtype="PCM_16")
+    soundfile.write(wavs.stereo, stereo, rate, subtype="PCM_16")
+    soundfile.write(wavs.reference, reference, rate, subtype="PCM_16")
 
 
 def _resample(samples: Samples, from_hz: int, to_hz: int) -> Samples:

@@ -4,21 +4,22 @@ import logging
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
-from s2s_eval.asr import asr_config, check_asr
 from s2s_eval.batch_scoring import score_batch
 from s2s_eval.config import ScoringConfig
 from s2s_eval.dialogue_scores import DialogueScore, one_per_dialogue, validation_metrics
 from s2s_eval.gather import gather_lists
+from s2s_eval.memory import forget_frames, free_memory
 from s2s_eval.metrics import bleu_signature
 from s2s_eval.report import write_report
+from s2s_eval.run_loggers import log_dialogues
 from s2s_eval.samples import SampleKeeper, step_dir, write_audio, write_scores
-from s2s_eval.transcripts import Transcriber
+from s2s_eval.scorers import Scorers
+from s2s_eval.text import check_language
 
 log = logging.getLogger(__name__)
 
@@ -36,23 +37,16 @@ class ValidationScoring(pl.Callback):
         """Without ``run_dir`` neither samples nor a report are written. Raises ValueError on a bad scoring_asr."""
         self.config = config
         self.run_dir = None if run_dir is None else Path(run_dir)
-        asr = replace(
-            asr_config(config.scoring_asr),
-            device=config.asr_device,
-            batch_size=config.asr_batch_size,
-            num_threads=config.asr_num_threads,
-            language=config.asr_language,
-        )
-        check_asr(asr)  # now, not at the first validation, hours into the run
-        self.transcriber = None if asr.is_none else Transcriber(asr, config.silence_dbfs)
-        self._dialogues: list[DialogueScore] = []
+        check_language(config.language)
+        self.scorers = Scorers(config)  # checked now, not at the first validation, hours into the run
+        self._dialogues: list[DialogueScore] = []  # of this rank
+        self._scored: list[DialogueScore] = []  # of all ranks, once the validation is scored
         self._keeper = SampleKeeper(config.max_samples_per_dataset)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with nothing scored. The recogniser itself is loaded by the first audible turn."""
+        """Begin with nothing scored. The models themselves are loaded by the first audible turn."""
         self._forget()
-        if self.transcriber is not None:
-            self.transcriber.use_device(str(pl_module.device))
+        self.scorers.use_device(str(pl_module.device))
 
     def on_validation_batch_end(
         self,
@@ -70,17 +64,20 @@ class ValidationScoring(pl.Callback):
             data = batch.get(dataset)
             if output is None or data is None or not data["cut_ids"]:
                 continue
-            for score, audio in score_batch(dataset, data, output, self.config, self.transcriber):
+            models = (self.scorers.transcriber, self.scorers.quality, self.scorers.speakers)
+            for score, audio in score_batch(dataset, data, output, self.config, *models):
                 self._dialogues.append(score)
                 self._keeper.add(dataset, score.cut_id, audio)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Free the recogniser, then compute the metrics over all ranks' dialogues, log them and write the samples."""
-        self._free()
+        """Take the models off the GPU, compute the metrics over all ranks' dialogues, log them, write the samples."""
+        self.scorers.release()
         if self._is_off(trainer):
             return
         dialogues = one_per_dialogue(gather_lists(self._dialogues))
-        metrics = validation_metrics(dialogues, has_asr=self.transcriber is not None)
+        metrics = validation_metrics(
+            dialogues, has_asr=self.scorers.transcriber is not None, language=self.config.language
+        )
         for name, value in metrics.items():
             # equal on all ranks already: nothing to synchronise, so Lightning's advice to is not for us
             warnings.filterwarnings("ignore", rf".*self\.log\('{re.escape(name)}', \.\.\., sync_dist=True")
@@ -88,34 +85,45 @@ class ValidationScoring(pl.Callback):
         if self.run_dir is not None and dialogues:
             self._write_samples(trainer, self.run_dir, dialogues, metrics)
         self._forget()
+        self._scored = dialogues
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the report, once the loggers have written this validation's metrics."""
-        if self.run_dir is None or not self.config.write_report or self._is_off(trainer):
+        """Write the report and show samples to the loggers, once these have this validation's metrics."""
+        free_memory()  # what decoding took of the GPU and torch keeps for later
+        if self.run_dir is None or self._is_off(trainer):
             return
-        trainer.strategy.barrier("s2s_eval_samples")
+        trainer.strategy.barrier("s2s_eval_samples")  # by then every rank has written its wavs
         if trainer.is_global_zero:
-            try:
-                write_report(self.run_dir)
-            except OSError as error:
-                log.warning("report.html of %s was not written: %s. Training goes on.", self.run_dir, error)
+            self._show(trainer, self.run_dir)
+        self._scored = []
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Free everything, whatever happened."""
-        self._free()
+        if trainer.validating or trainer.sanity_checking:
+            forget_frames(exception)  # they hold a batch, its caches and activations
+            if trainer._results is not None:
+                trainer._results.batch = None  # where Lightning (2.5.6) keeps a batch that it couldn't end
+        self.scorers.close()
         self._forget()
+        free_memory()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Free everything."""
-        self._free()
+        self.scorers.close()
         self._forget()
+
+    def _show(self, trainer: pl.Trainer, run_dir: Path) -> None:
+        step, config = trainer.global_step, self.config
+        folder = step_dir(run_dir, step)
+        if config.write_report:
+            try:
+                write_report(run_dir, step if folder.is_dir() else None)
+            except (OSError, ValueError) as error:
+                log.warning("report.html of %s was not written: %s. Training goes on.", run_dir, error)
+        log_dialogues(trainer.loggers, step, self._scored, folder, config.max_samples_per_dataset, config.language)
 
     def _is_off(self, trainer: pl.Trainer) -> bool:
         return bool(trainer.sanity_checking) and not self.config.score_sanity_check
-
-    def _free(self) -> None:
-        if self.transcriber is not None and self.transcriber.is_loaded:
-            self.transcriber.close()
 
     def _forget(self) -> None:
         self._dialogues = []
@@ -127,7 +135,13 @@ class ValidationScoring(pl.Callback):
         """Write wavs (each rank its own) and texts (rank 0). A full disk costs the samples, not the run."""
         folder = step_dir(run_dir, trainer.global_step)
         limit = self.config.max_samples_per_dataset
-        about = {"asr": self.config.scoring_asr, "bleu": bleu_signature()}
+        about = {
+            "asr": self.config.scoring_asr,
+            "bleu": bleu_signature(self.config.language),
+            "language": self.config.language,
+            "quality": self.config.quality,
+            "speaker_similarity": self.config.speaker_similarity,
+        }
         try:
             write_audio(folder, dialogues, self._keeper, limit)
             if trainer.is_global_zero:

@@ -10,9 +10,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from s2s_eval.asr import Samples
+from s2s_eval.speech_segments import BLOCK_S, MIN_SPEECH_S, block_samples, loud_blocks
 
-BLOCK_S = 0.02  # loudness is measured over blocks of this length
-MIN_SPEECH_S = 0.1  # less sound than this is a click, not a word
 MARGIN_S = 0.2  # kept around what is loud: soft consonants
 
 
@@ -73,10 +72,8 @@ def trim_silence(audio_S: Samples, sample_rate: int, silence_dbfs: float) -> Sam
 
     Loudness is the RMS of 20 ms blocks in dB of full scale.
     """
-    block = max(1, round(BLOCK_S * sample_rate))
-    num_blocks = len(audio_S) // block
-    rms = np.sqrt((audio_S[: num_blocks * block].reshape(num_blocks, block) ** 2).mean(axis=1))
-    loud = np.flatnonzero(rms > 10 ** (silence_dbfs / 20))
+    block = block_samples(sample_rate)
+    loud = np.flatnonzero(loud_blocks(audio_S, sample_rate, silence_dbfs))
     if len(loud) * BLOCK_S < MIN_SPEECH_S:
         return audio_S[:0]
     margin = round(MARGIN_S * sample_rate)

@@ -1,0 +1,1 @@
+"""Folders of speech and texts, as dialogues to score."""
