@@ -66,7 +66,9 @@ def test_a_class_that_starts_a_process_is_refused_wherever_it_stands(tmp_path):
 
 
 def test_a_wrong_argument_is_reported_with_its_key():
-    with pytest.raises(ValueError, match=r"model\.optimizer: torch\.optim\.AdamW can't be built.*learning_rate"):
+    with pytest.raises(
+        ValueError, match=r"model\.optimizer\.learning_rate is no argument of torch\.optim\.AdamW: it takes.* lr,"
+    ):
         build_optimizers(module(), {"_target_": "torch.optim.AdamW", "learning_rate": 1}, None)
 
 

@@ -22,8 +22,9 @@ from tests.s2s_train.builders import metrics, run, write_config
 
 def test_a_run_folder_holds_everything(folder, corpus, capsys):
     done = run(write_config(folder, corpus), "run")
-    assert {path.name for path in done.path.iterdir()} - {"seen.jsonl"} == {
+    assert {path.name for path in done.path.iterdir()} - {"seen.jsonl", "changes.patch"} == {
         "config.yaml",
+        "environment.json",
         "metrics.jsonl",
         "checkpoints",
         "samples",

@@ -1,9 +1,14 @@
+import csv
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from s2s_train.exp_config import ExpConfig
 from s2s_train.loggers import JsonlLogger, build_loggers
+from tests.s2s_train.builders import run, write_config
 
 
 def lines(path: Path) -> list[dict[str, float]]:
@@ -49,3 +54,70 @@ def test_tensorboard_writes_below_the_run(tmp_path):
     tensorboard.log_metrics({"x": 1.0}, step=1)
     tensorboard.finalize("success")
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_the_csv_table_is_that_of_metrics_jsonl_over_a_resumed_run(folder, corpus):
+    path = write_config(folder, corpus)
+    done = run(path, "a", "exp_manager.create_csv_logger=true", "trainer.max_steps=4")
+    done = run(path, "a", "exp_manager.create_csv_logger=true")
+    with (done.path / "metrics.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    told = lines(done.metrics)
+    assert len(table) == len(told)
+    for row, line in zip(table, told, strict=True):
+        assert {name: value for name, value in row.items() if value} == {name: str(x) for name, x in line.items()}
+    assert "val_loss" in table[0]
+
+
+READ_WANDB = """
+import json, struct, sys
+from pathlib import Path
+from wandb.proto.wandb_internal_pb2 import Record
+
+# W&B's file is a log in blocks of 32 KiB, after 7 bytes of its own: each part has a sum, a length and a kind,
+# and a record is one part (1), or a first (2), more (3) and a last one (4).
+data, at, record, rows = Path(sys.argv[1]).read_bytes(), 7, b"", []
+assert data[:4] == b":W&B"
+while at + 7 <= len(data):
+    if 32768 - at % 32768 < 7:
+        at += 32768 - at % 32768
+        continue
+    length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+    record += data[at + 7 : at + 7 + length]
+    at += 7 + length
+    if kind in (1, 4):
+        parsed = Record.FromString(record)
+        record = b""
+        if parsed.WhichOneof("record_type") == "history":
+            rows.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in parsed.history.item})
+print(json.dumps(rows))
+"""
+FIT = """
+import sys
+from pathlib import Path
+from tests.s2s_train.builders import run
+run(Path(sys.argv[1]), "w", *sys.argv[2:])
+"""
+
+
+def test_wandb_without_network_leaves_a_run_that_can_be_read(folder, corpus):
+    path = write_config(folder, corpus)
+    offline = ["exp_manager.create_wandb_logger=true", "exp_manager.wandb_logger_kwargs={project: p, offline: true}"]
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "WANDB_SILENT": "true"}
+    root = str(Path(__file__).parents[2])
+    # a process of its own: wandb keeps a service and its state in the process
+    here = {**os.environ, **nowhere, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
+    subprocess.run([sys.executable, "-c", FIT, str(path), *offline], check=True, env=here, timeout=300)
+    (written,) = (folder / "runs" / "w" / "wandb").glob("offline-run-*/run-*.wandb")
+    read = subprocess.run(
+        [sys.executable, "-c", READ_WANDB, str(written)],
+        check=True,
+        env=here,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    rows = json.loads(read.stdout)
+    told = [line["train_loss"] for line in lines(folder / "runs" / "w" / "metrics.jsonl") if "train_loss" in line]
+    assert [row["train_loss"] for row in rows if "train_loss" in row] == told
+    assert any("val_loss" in row for row in rows)

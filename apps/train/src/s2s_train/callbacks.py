@@ -1,19 +1,18 @@
-"""What a run does when training begins, its seeds and throughput, and the clock that ends it in time."""
+"""What a run does when training begins, and its seeds."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-import time
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
 
 from s2s_train.config import AppConfig
 from s2s_train.data_module import data_parallel_place
+from s2s_train.environment import write_environment
 from s2s_train.run_folder import RunFolder
 
 
@@ -32,6 +31,7 @@ class RunFolderBegins(Callback):
         """Write, on rank 0."""
         if trainer.is_global_zero:
             self._folder.prepare(self._cfg)
+            write_environment(self._folder.path)
 
 
 class StepSeed(Callback):
@@ -51,51 +51,3 @@ class StepSeed(Callback):
         torch.manual_seed(drawn)
         np.random.seed(drawn % 2**32)
         random.seed(drawn)
-
-
-class AudioThroughput(Callback):
-    """Logs `audio_s_per_s`: seconds of dialogue trained on per second, over all data parallel ranks.
-
-    The mean since the log step before. Waiting for data counts; validation and saves don't.
-    """
-
-    def __init__(self, source_sample_rate: int, every_n_steps: int) -> None:
-        self._source_sample_rate = source_sample_rate
-        self._every_n_steps = every_n_steps
-        self._batch_started: float | None = None
-        self._lens: list[torch.Tensor] = []
-        self._time_s = 0.0
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock, unless it runs since the batch before."""
-        if self._batch_started is None:
-            self._batch_started = time.monotonic()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Log at log steps alone, since reading lengths makes the host wait for the device."""
-        now = time.monotonic()
-        self._lens.append(batch["source_audio_lens"])
-        self._time_s += now - (self._batch_started or now)
-        self._batch_started = now
-        if trainer.global_step % self._every_n_steps == 0:
-            audio_s = sum(int(lens_B.sum()) for lens_B in self._lens) / self._source_sample_rate
-            rate = audio_s * data_parallel_place(trainer).num_ranks / max(self._time_s, 1e-9)
-            pl_module.log("audio_s_per_s", rate, prog_bar=True, batch_size=1)
-            self._lens, self._time_s = [], 0.0
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock until the next batch."""
-        self._batch_started = None
-
-
-class RunTimer(Timer):
-    """Stops a run after a time that each resumed run has anew (Lightning's Timer counts over all)."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing to remember."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to load."""

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from s2s_parallel.strategy import MeshStrategy
 from s2s_train.exp_config import ExpConfig
 from s2s_train.run_folder import RunFolder
+from s2s_train.stop_signals import owes_validation
 
 _LOWER_IS_BETTER = ("loss", "wer", "cer", "latency", "error")
 
@@ -29,20 +30,34 @@ class LastCheckpoint(Checkpoint):
         self._step_saved = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What was just loaded needs no saving."""
-        self._step_saved = trainer.global_step
+        """What was just loaded needs no saving, unless its validation is still to come."""
+        self._step_saved = -1 if owes_validation(trainer) else trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if a save is due and no validation follows."""
-        if self._is_due(trainer) and not _validation_follows(trainer):
+        if validation_follows(trainer):
+            return
+        if trainer.received_sigterm:
+            self.save_and_wait(trainer)
+        elif self._is_due(trainer):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the step that was validated."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save(trainer)
+
+    def save_and_wait(self, trainer: Trainer) -> None:
+        """Save the step at which the run stops; it is on disk when this returns.
+
+        Raises:
+            CheckpointWriteError: the system refused.
+        """
+        self._save(trainer)
+        if isinstance(trainer.strategy, MeshStrategy):
+            trainer.strategy.wait_for_save()
 
     def _is_due(self, trainer: Trainer) -> bool:
         every = self._every_n_train_steps
@@ -102,7 +117,8 @@ def build_checkpoints(exp: ExpConfig, folder: RunFolder, has_scoring_asr: bool) 
     return [best, last] if params.save_last else [best]
 
 
-def _validation_follows(trainer: Trainer) -> bool:
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether the batch that was just trained on is followed by validation."""
     # Lightning asks itself just this after the hook; it offers no public way to ask (checked with 2.5.6).
     loop = trainer.fit_loop
     return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)

@@ -11,7 +11,9 @@ from pathlib import Path
 from omegaconf.errors import OmegaConfBaseException
 
 from s2s_train.config import AppConfig, load_config
+from s2s_train.evaluate_cli import add_predict, add_test
 from s2s_train.hush import hush
+from s2s_train.launch import IntermixedParser, add_launch
 
 USER_ERROR = 2  # exit code, as argparse's own
 
@@ -74,11 +76,15 @@ Exit codes: as for fit.
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(prog="s2s_train", description=textwrap.dedent(_DESCRIPTION))
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    intermixed: type[argparse.ArgumentParser] = IntermixedParser
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=intermixed)
     _add_fit(commands)
     _add_validate(commands)
+    add_test(commands)
+    add_predict(commands)
     _add_export(commands)
     _add_plan(commands)
+    add_launch(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of every error")
     return parser

@@ -10,6 +10,7 @@ from s2s_eval.scoring import ValidationScoring
 from s2s_model.duplex import DuplexS2SModel
 from s2s_parallel.tensor_parallel import check_sizes
 from s2s_train.config import AppConfig, mesh_arguments
+from s2s_train.free_sections import check_free_sections
 from s2s_train.run_folder import RunFolder
 
 
@@ -17,9 +18,10 @@ def build_model(cfg: AppConfig) -> LightningModule:
     """Build the duplex model of `cfg.model`.
 
     Raises:
-        ValueError: a part can't be built, `data` brings audio at another rate than the model hears or speaks, or the
+        ValueError: a key that no part takes, a part that can't be built, `data` brings audio at another rate than the model hears or speaks, or the
             LLM can't be shared between as many devices.
     """
+    check_free_sections(cfg)
     model = DuplexS2SModel(cfg.model, frame_length_s=cfg.data.frame_length, parallel=cfg.parallel)
     for key in ("source_sample_rate", "target_sample_rate"):
         configured, needed = getattr(cfg.data, key), getattr(model, key)

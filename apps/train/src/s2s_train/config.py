@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,8 +16,10 @@ from s2s_eval.config import ScoringConfig
 from s2s_model.config import ModelConfig
 from s2s_model.targets import check_targets
 from s2s_parallel.config import ParallelConfig, check_config, check_layout
-from s2s_train.config_errors import ConfigError, LineFinder, explain
+from s2s_train.config_errors import ConfigError, explain
 from s2s_train.exp_config import ExpConfig
+from s2s_train.inherit import INHERIT, ConfigFile, ConfigFiles, make_way
+from s2s_train.nemo_exp_keys import forget_nemos_keys
 from s2s_train.trainer_config import TrainerConfig
 
 __all__ = ["AppConfig", "ConfigError", "load_as", "load_config", "mesh_arguments"]
@@ -51,7 +52,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> AppConfig:
             `parallel` that mean nothing.
     """
     cfg = load_as(AppConfig, path, overrides)
-    validation_sets(cfg.data.validation_ds)
+    for section in ("validation_ds", "test_ds"):
+        validation_sets(getattr(cfg.data, section), section)
     check_targets(asdict(cfg.model), "model")
     check_targets(asdict(cfg.trainer), "trainer")
     check_config(cfg.parallel)
@@ -74,7 +76,8 @@ def load_as(schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> 
 
     Args:
         schema: the dataclass that names the known keys.
-        path: a YAML file; `${...}` refers to other keys, `???` is a value the user has to give.
+        path: a YAML file; `${...}` refers to other keys, `???` is a value the user has to give, `inherit: FILE` (or a
+            list) takes what another file says, relative to this one, where this one says nothing else.
         overrides: as on the command line; values are YAML, list items are named by number (`a.0.b=1`).
 
     Raises:
@@ -83,37 +86,54 @@ def load_as(schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> 
             stands, and the nearest known key.
     """
     config = OmegaConf.structured(schema)
-    lines = LineFinder(path, _read(path))
-    try:
-        config = OmegaConf.merge(config, OmegaConf.create(lines.text))
-    except OmegaConfBaseException as error:
-        raise explain(error, config, lines) from error
-    assert isinstance(config, DictConfig)
+    files = ConfigFiles(path)
+    for file in files.files:
+        config = _merged(config, file)
     for override in overrides:
         _override(config, override)
-    return _finish(config, lines, schema)
+    return _finish(config, files, schema)
 
 
-def _read(path: Path) -> str:
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    folder = path.parent if path.parent.is_dir() else Path()
-    near = difflib.get_close_matches(path.name, [file.name for file in folder.glob("[!.]*.yaml")], n=1)
-    hint = f": did you mean {folder / near[0]}?" if near else ""
-    raise FileNotFoundError(f"no config file {path}{hint}")
+def _merged(config: DictConfig, file: ConfigFile) -> DictConfig:
+    forget_nemos_keys(file.content, file.lines, config)
+    make_way(config, file.content)
+    try:
+        merged = OmegaConf.merge(config, file.content)
+    except OmegaConfBaseException as error:
+        raise explain(error, config, file.lines) from error
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _override(config: DictConfig, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key or key.startswith(("-", "+", "~")):
         raise ConfigError(f"override {override!r} isn't key=value, such as trainer.max_steps=100")
+    if key == INHERIT:
+        raise ConfigError(f"override {override!r}: a file says what it inherits, in a line {INHERIT}: FILE of its own")
     try:
         # through OmegaConf, whose YAML reads 1e-4 as a number; an interpolation stays one
         parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
-        _open_null_sections(config, key, parsed["value"])
-        OmegaConf.update(config, key, parsed["value"], merge=True)
+        for kept in _without_nemos_keys(config, override, key, parsed["value"]):
+            _open_null_sections(config, key, kept)
+            OmegaConf.update(config, key, kept, merge=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise explain(error, config, f"override {override!r}", key=key) from error
+
+
+def _without_nemos_keys(config: DictConfig, override: str, key: str, value: Any) -> list[Any]:
+    """What is left of the override's value; nothing if `key` itself is one of NeMo's that has no place here."""
+    nested: Any = value
+    for name in reversed(key.split(".")):
+        nested = {name: nested}
+    nested = OmegaConf.create(nested)
+    forget_nemos_keys(nested, f"override {override!r}", config)
+    left: Any = OmegaConf.to_container(nested, resolve=False)
+    for name in key.split("."):
+        if name not in left:
+            return []
+        left = left[name]
+    return [left]
 
 
 def _open_null_sections(config: DictConfig, key: str, value: Any) -> None:
@@ -127,7 +147,7 @@ def _open_null_sections(config: DictConfig, key: str, value: Any) -> None:
             OmegaConf.update(config, path, {}, merge=False)
 
 
-def _finish(config: DictConfig, lines: LineFinder, schema: type[Schema]) -> Schema:
+def _finish(config: DictConfig, lines: ConfigFiles, schema: type[Schema]) -> Schema:
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:

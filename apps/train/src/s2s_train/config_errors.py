@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +19,13 @@ from omegaconf.errors import (
 
 class ConfigError(ValueError):
     """A mistake in a config; `str()` is one line."""
+
+
+class Locates(Protocol):
+    """What tells where a key stands."""
+
+    def locate(self, key: str) -> str:
+        """Return `file:line` of the dotted `key`."""
 
 
 class LineFinder:
@@ -41,6 +48,10 @@ class LineFinder:
             raise ConfigError(f"{path} has to be a mapping of keys to values, such as 'name: my_run'")
         self._lines = dict(_key_lines(root, ""))
 
+    def has(self, key: str) -> bool:
+        """Whether the dotted `key` stands in the file."""
+        return key in self._lines
+
     def locate(self, key: str) -> str:
         """Return `file:line` of the dotted `key` (`a.b[0].c`), or the file if the key isn't in it."""
         line = self._lines.get(key)
@@ -48,7 +59,7 @@ class LineFinder:
 
 
 def explain(
-    error: OmegaConfBaseException | yaml.YAMLError, config: Any, where: LineFinder | str, key: str = ""
+    error: OmegaConfBaseException | yaml.YAMLError, config: Any, where: Locates | str, key: str = ""
 ) -> ConfigError:
     """Turn OmegaConf's error about `config` (as it was before the mistake) into one line.
 
@@ -58,7 +69,7 @@ def explain(
         return ConfigError(f"{where}: {_yaml_problem(error)}")
     told = error.full_key or ""
     full_key = told if told.startswith((f"{key}.", f"{key}[")) or not key else key
-    place = where.locate(full_key) if isinstance(where, LineFinder) else where
+    place = where if isinstance(where, str) else where.locate(full_key)
     problem = str(error.msg or error).strip().splitlines()[0]
     unknown = isinstance(error, ConfigKeyError | ConfigAttributeError)
     if unknown and not isinstance(error, InterpolationResolutionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from itertools import chain
@@ -59,12 +60,18 @@ class ResumableLoader:
         self._batches: Iterator[Any] | None = None
         self._fetched: deque[tuple[Any, StreamPosition]] = deque()  # batches, and the positions behind them
         self._position = loader.position
+        self.waited_s = 0.0  # for batches, over all iterations
 
     def __iter__(self) -> Iterator[Any]:
         if self._batches is None:
             self._batches = iter(self._loader)
         yield from [batch for batch, _ in self._fetched]
-        for batch in self._batches:
+        while True:
+            before = time.monotonic()
+            batch = next(self._batches, None)
+            self.waited_s += time.monotonic() - before
+            if batch is None:
+                return
             self._fetched.append((batch, self._loader.position))
             yield batch
 
@@ -97,9 +104,11 @@ class DuplexDataModule(LightningDataModule):
     The model tells what the data depends on: `tokenizer`, `codec_fingerprint`.
     """
 
-    def __init__(self, cfg: DataConfig) -> None:
+    def __init__(self, cfg: DataConfig, validated: str = "validation_ds") -> None:
+        """`validated` is the section of `cfg` whose sets are validated on."""
         super().__init__()
         self._cfg = cfg
+        self._validated = validated
         self._train: ResumableLoader | None = None
 
     def train_dataloader(self) -> ResumableLoader:
@@ -114,9 +123,14 @@ class DuplexDataModule(LightningDataModule):
         self._train = ResumableLoader(loader, place["dp_rank"])
         return self._train
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds that training has waited for batches so far."""
+        return 0.0 if self._train is None else self._train.waited_s
+
     def val_dataloader(self) -> CombinedLoader | list[Any]:
         """Return all validation sets at once: a batch is {name: batch of that set, or None at its end}."""
-        loaders = validation_dataloaders(self._cfg, **self._of_this_rank())
+        loaders = validation_dataloaders(self._cfg, **self._of_this_rank(), section=self._validated)
         return CombinedLoader(loaders, mode="max_size") if loaders else []
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -34,8 +34,11 @@ class ExpConfig:
     create_checkpoint_callback: bool = True  # save checkpoints
     checkpoint_callback_params: CheckpointParams = field(default_factory=CheckpointParams)
     max_time_per_run: Any = None  # "DD:HH:MM:SS": save and stop after this time; a resumed run has it anew
+    requeue: Any = "auto"  # on SIGTERM or SIGUSR1 put the SLURM job back in its queue; auto: if it is one; true, false
+    hang_timeout_s: float = 1800.0  # end the job, with its stacks, when nothing goes on for so long; 0: never
     create_tensorboard_logger: bool = False  # log to RUN/tensorboard
     summary_writer_kwargs: dict[str, Any] = field(default_factory=dict)  # of the TensorBoard logger
+    create_csv_logger: bool = False  # keep RUN/metrics.csv, the table of metrics.jsonl, too
     create_wandb_logger: bool = False  # log to Weights & Biases
     wandb_logger_kwargs: dict[str, Any] = field(default_factory=dict)  # project, name, resume, offline, ...
     use_datetime_version: bool = True  # without effect: a date in the folder's name would prevent resuming

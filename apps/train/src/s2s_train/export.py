@@ -41,11 +41,11 @@ def prepare(args: ExportArgs) -> tuple[AppConfig, Path]:
     check_target(args.out)
     if args.dtype is not None:
         check_dtype(args.dtype)
-    run = _find_run(args.run)
-    cfg = load_config(run.config)
+    cfg, checkpoint = find_trained(args.run, args.checkpoint)
     if args.merge_lora and cfg.model.lora is None:
-        raise ValueError(f"--merge-lora: {run.config} sets no model.lora, so there is nothing to merge")
-    return cfg, _find_checkpoint(args, run)
+        config = _find_run(args.run).config
+        raise ValueError(f"--merge-lora: {config} sets no model.lora, so there is nothing to merge")
+    return cfg, checkpoint
 
 
 def export(args: ExportArgs, cfg: AppConfig, checkpoint: Path) -> None:
@@ -54,20 +54,42 @@ def export(args: ExportArgs, cfg: AppConfig, checkpoint: Path) -> None:
     Raises:
         ValueError, OSError: what the user can mend, each with one line that says how.
     """
-    from s2s_model.duplex import DuplexS2SModel
     from s2s_model.lora import merge_lora
-    from s2s_model.model_section import without_weights
-    from s2s_model.weights import cast_weights, put_weights, read_checkpoint
+    from s2s_model.weights import cast_weights
 
-    saved = read_checkpoint(checkpoint)
-    model = DuplexS2SModel(without_weights(asdict(cfg.model)), frame_length_s=cfg.data.frame_length)
-    put_weights(model, saved["state_dict"], str(checkpoint))
+    model, step = load_trained(cfg, checkpoint)
     if args.merge_lora:
         merge_lora(model.llm)
     if args.dtype is not None:
         cast_weights(model, args.dtype)
     model.save_pretrained(args.out, with_codec=args.with_codec)
-    print(_written(args, checkpoint, saved.get("global_step"), model))
+    print(_written(args, checkpoint, step, model))
+
+
+def load_trained(cfg: AppConfig, checkpoint: Path) -> tuple[DuplexS2SModel, int | None]:
+    """Build the run's model with the checkpoint's weights; return it with the checkpoint's step.
+
+    Raises:
+        ValueError, OSError: as `export`.
+    """
+    from s2s_model.duplex import DuplexS2SModel
+    from s2s_model.model_section import without_weights
+    from s2s_model.weights import put_weights, read_checkpoint
+
+    saved = read_checkpoint(checkpoint)
+    model = DuplexS2SModel(without_weights(asdict(cfg.model)), frame_length_s=cfg.data.frame_length)
+    put_weights(model, saved["state_dict"], str(checkpoint))
+    return model, saved.get("global_step")
+
+
+def find_trained(path: Path, checkpoint: str) -> tuple[AppConfig, Path]:
+    """Return the config and the checkpoint of the run at `path`, a run's folder or a checkpoint in it.
+
+    Raises:
+        FileNotFoundError, ValueError: as `prepare`.
+    """
+    run = _find_run(path)
+    return load_config(run.config), _find_checkpoint(path, checkpoint, run)
 
 
 def _find_run(path: Path) -> RunFolder:
@@ -82,12 +104,12 @@ def _find_run(path: Path) -> RunFolder:
     return run
 
 
-def _find_checkpoint(args: ExportArgs, run: RunFolder) -> Path:
-    if args.run.suffix != ".ckpt":
-        return find_checkpoint(run, args.checkpoint, "--checkpoint")
-    if args.checkpoint != LAST:
-        raise ValueError(f"--checkpoint {args.checkpoint}: {args.run} is a checkpoint itself, give one of them")
-    return find_checkpoint(run, str(existing(run, args.run)), "--checkpoint")
+def _find_checkpoint(path: Path, asked: str, run: RunFolder) -> Path:
+    if path.suffix != ".ckpt":
+        return find_checkpoint(run, asked, "--checkpoint")
+    if asked != LAST:
+        raise ValueError(f"--checkpoint {asked}: {path} is a checkpoint itself, give one of them")
+    return find_checkpoint(run, str(existing(run, path)), "--checkpoint")
 
 
 def _near(run: Path) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -16,25 +18,28 @@ from s2s_eval.report import write_report
 from s2s_parallel.checkpoint import AtomicCheckpointIO
 from s2s_parallel.checkpoint_folder import whole_path
 from s2s_parallel.mismatch import explain_mismatch
-from s2s_train.callbacks import AudioThroughput, RunFolderBegins, RunTimer, StepSeed
+from s2s_train.callbacks import RunFolderBegins, StepSeed
 from s2s_train.checkpoints import build_checkpoints
 from s2s_train.config import AppConfig
 from s2s_train.data_module import DuplexDataModule
 from s2s_train.loggers import JsonlLogger, MetricsFollowSteps, build_loggers
+from s2s_train.measuring import Measuring
 from s2s_train.progress import BarProgress, LineProgress
+from s2s_train.requeue import requeue, slurm_job, wants_requeue
 from s2s_train.run_folder import RunFolder
+from s2s_train.stop_signals import TIME_IS_UP, StopSignals, seconds
+from s2s_train.stop_together import StopTogether
 from s2s_train.summary import print_summary
 from s2s_train.trainer import build_trainer
 from s2s_train.trainer_config import TrainerConfig
+from s2s_train.watchdog import Watchdog
 
 ModelBuilder = Callable[[AppConfig], LightningModule]
 ScorerBuilder = Callable[[AppConfig, RunFolder], list[Callback]]
 
 LIGHTNINGS_LOG_EVERY_N_STEPS = 50
 
-# As shells have it: 128 and the signal's number.
-EXIT_SIGINT = 130
-EXIT_SIGTERM = 143
+EXIT_SIGNAL = 128  # and the signal's number, as shells have it
 
 
 class RunStopped(Exception):  # noqa: N818  not an error
@@ -55,9 +60,12 @@ def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder)
     """
     folder = RunFolder.of(cfg)
     checkpoint = folder.checkpoint_to_resume(cfg.exp_manager)
+    to_requeue = wants_requeue(cfg.exp_manager.requeue)
+    signals = StopSignals(seconds(cfg.exp_manager.max_time_per_run))
+    watchdog = Watchdog(folder.path, cfg.exp_manager.hang_timeout_s)
     seed_everything(cfg.seed, workers=True, verbose=False)
     jsonl = JsonlLogger(folder.metrics)
-    callbacks = [*_callbacks(cfg, folder, jsonl), *build_scorers(cfg, folder)]
+    callbacks = [watchdog, *_callbacks(cfg, folder, jsonl), *build_scorers(cfg, folder), StopTogether(signals)]
     callbacks += build_checkpoints(cfg.exp_manager, folder, cfg.model.scoring_asr not in (None, "none"))
     trainer = build_trainer(
         cfg.trainer,
@@ -65,24 +73,50 @@ def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder)
         callbacks=callbacks,
         root_dir=str(folder.path),
     )
+    signals.attach(trainer)
     model = build_model(cfg)
     say(f"run folder {folder.path}" + (f", resuming from {checkpoint}" if checkpoint else ""))
     try:
-        with telling_other_models(checkpoint, model):
+        with watchdog, telling_other_models(checkpoint, model):
             trainer.fit(model, DuplexDataModule(cfg.data), ckpt_path=checkpoint)
-    except SystemExit as error:  # Lightning ends Ctrl-C with exit code 1, and SIGTERM with 0, as if all were done
-        code = EXIT_SIGTERM if isinstance(error, SIGTERMException) else EXIT_SIGINT
-        raise RunStopped(_stopped(trainer, folder), code) from error
+    except SIGTERMException as error:
+        if signals.agreed != TIME_IS_UP:
+            raise _stopped(trainer, folder, signals.agreed, to_requeue) from error
+        say(_where_stopped(trainer, folder, "exp_manager.max_time_per_run is over"))
+    except SystemExit as error:  # Ctrl-C before training began, which Lightning ends with exit code 1
+        raise RunStopped("stopped by SIGINT before training began", EXIT_SIGNAL + signal.SIGINT) from error
     if folder.path.is_dir():  # a checkpoint that is at max_steps already, given to a new run, trains nothing
         rank_zero_only(write_report)(folder.path)
     rank_zero_only(print_summary)(folder, trainer)
     return folder
 
 
-def _stopped(trainer: Trainer, folder: RunFolder) -> str:
+def _stopped(trainer: Trainer, folder: RunFolder, number: int, to_requeue: bool) -> RunStopped:
+    """Requeue the job, if that is wanted, and return what to raise."""
+    said = _where_stopped(trainer, folder, signal.Signals(number).name)
+    if _is_lightnings_child(trainer):  # Lightning kills the main process for a child that fails
+        return RunStopped(said, 0)
+    job = slurm_job()
+    if not to_requeue or job is None or number == signal.SIGINT:
+        return RunStopped(said, EXIT_SIGNAL + number)
+    if not trainer.is_global_zero:
+        return RunStopped(said, 0)
+    say(said)  # now, since SLURM may end this process before it has returned
+    refused = requeue(job)
+    if refused:
+        return RunStopped(f"job {job} isn't requeued: {refused}", EXIT_SIGNAL + number)
+    return RunStopped(f"job {job} is requeued", 0)
+
+
+def _where_stopped(trainer: Trainer, folder: RunFolder, why: str) -> str:
     last = folder.last_checkpoint
     start = f"from {last}, as it was last saved" if whole_path(last).exists() else "at step 0, as nothing was saved yet"
-    return f"stopped at step {trainer.global_step}; the same command goes on {start}"
+    return f"{why}: stopped at step {trainer.global_step}; the same command goes on {start}"
+
+
+def _is_lightnings_child(trainer: Trainer) -> bool:
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return isinstance(environment, LightningEnvironment) and not trainer.is_global_zero
 
 
 def _callbacks(cfg: AppConfig, folder: RunFolder, jsonl: JsonlLogger) -> list[Callback]:
@@ -90,12 +124,9 @@ def _callbacks(cfg: AppConfig, folder: RunFolder, jsonl: JsonlLogger) -> list[Ca
         RunFolderBegins(folder, cfg),
         StepSeed(cfg.seed),
         MetricsFollowSteps(jsonl),
-        AudioThroughput(cfg.data.source_sample_rate, log_steps(cfg.trainer)),
+        Measuring(cfg.data.source_sample_rate, log_steps(cfg.trainer)),
     ]
-    callbacks += progress_bars(cfg.trainer)
-    if cfg.exp_manager.max_time_per_run is not None:
-        callbacks.append(RunTimer(_duration(cfg.exp_manager.max_time_per_run)))
-    return callbacks
+    return callbacks + progress_bars(cfg.trainer)
 
 
 def progress_bars(cfg: TrainerConfig) -> list[Callback]:
@@ -108,14 +139,6 @@ def progress_bars(cfg: TrainerConfig) -> list[Callback]:
 def log_steps(cfg: TrainerConfig) -> int:
     """Return the number of steps between two log lines."""
     return max(cfg.log_every_n_steps or LIGHTNINGS_LOG_EVERY_N_STEPS, 1)
-
-
-def _duration(max_time: object) -> str:
-    if not isinstance(max_time, str) or len(max_time.split(":")) != 4:
-        raise ValueError(
-            f'exp_manager.max_time_per_run is {max_time!r}: give DD:HH:MM:SS in quotes, such as "00:03:50:00"'
-        )
-    return max_time
 
 
 @contextmanager

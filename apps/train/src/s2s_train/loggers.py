@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import time
@@ -16,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from s2s_parallel.atomic_file import write_atomically
 from s2s_train.exp_config import ExpConfig
+from s2s_train.stop_signals import owes_validation
 
 
 class JsonlLogger(Logger):
@@ -72,15 +75,51 @@ class JsonlLogger(Logger):
         """Nothing: the run's config.yaml has them."""
 
     @rank_zero_only
-    def rewind(self, step: int) -> None:
-        """Drop the lines after `step`, and one that a kill cut short: training goes on from `step`."""
+    def rewind(self, step: int, *, before_validation: bool = False) -> None:
+        """Drop the lines after `step`, and one that a kill cut short: training goes on from `step`.
+
+        Args:
+            step: the optimizer steps done.
+            before_validation: drop the validation of `step` too, since it will be done anew.
+        """
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        kept = [line for line in _whole_lines(text) if (json.loads(line)["step"] or 0) <= step]
+        first_dropped = (step, "val_") if before_validation else (step + 1, "")
+        kept = [line for line in _whole_lines(text) if not _is_behind(json.loads(line), *first_dropped)]
         self._time_before_s = json.loads(kept[-1])["time_s"] if kept else 0.0
         self._started = time.monotonic()
         rewound = "".join(f"{line}\n" for line in kept)
         if rewound != text:
             write_atomically(self.path, lambda file: file.write(rewound.encode()))
+
+
+class CsvCopy(JsonlLogger):
+    """Keeps metrics.csv, the table of metrics.jsonl: a row a line, a column a name, empty where there is none.
+
+    Written anew after each validation and at the end, since names come up as a run goes on, and a resumed one takes
+    lines back. Lightning's own CSVLogger deletes what an earlier part of a run has left.
+    """
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write the table if a validation has ended."""
+        if any(name.startswith("val_") for name in metrics):
+            self.write()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the table."""
+        self.write()
+
+    def write(self) -> None:
+        """Write the table of what is in metrics.jsonl."""
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        lines = [json.loads(line) for line in _whole_lines(text)]
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(dict.fromkeys(name for line in lines for name in line)))
+        writer.writeheader()
+        writer.writerows(lines)
+        if lines:
+            write_atomically(self.path.with_suffix(".csv"), lambda file: file.write(table.getvalue().encode()))
 
 
 class MetricsFollowSteps(Callback):
@@ -95,18 +134,26 @@ class MetricsFollowSteps(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The checkpoint is restored by now: what was logged after it will be logged again."""
         self._logger.current_step = lambda: trainer.global_step
-        self._logger.rewind(trainer.global_step)
+        self._logger.rewind(trainer.global_step, before_validation=owes_validation(trainer))
 
 
 def build_loggers(exp: ExpConfig, jsonl: JsonlLogger) -> list[Logger]:
     """Return `jsonl` and the loggers that `exp` asks for."""
     loggers: list[Logger] = [jsonl]
+    if exp.create_csv_logger:
+        loggers.append(CsvCopy(jsonl.path))
     if exp.create_tensorboard_logger:
         options = {"name": "", "version": "tensorboard", **exp.summary_writer_kwargs}
         loggers.append(TensorBoardLogger(save_dir=jsonl.save_dir, **options))
     if exp.create_wandb_logger:
         loggers.append(WandbLogger(save_dir=jsonl.save_dir, **{"name": jsonl.name, **exp.wandb_logger_kwargs}))
     return loggers
+
+
+def _is_behind(line: Mapping[str, Any], step: int, prefix: str) -> bool:
+    """Whether `line` is of a later step, or of `step` with a metric of that prefix."""
+    line_step = line["step"] or 0
+    return line_step > step or (line_step == step and any(name.startswith(prefix) for name in line))
 
 
 def _whole_lines(text: str) -> Iterable[str]:

@@ -8,7 +8,17 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
-_SHOWN_FIRST = ("train_loss", "train_text_loss", "train_audio_loss")
+# Losses, then what tells how fast training goes and what holds it up.
+_SHOWN = (
+    "train_loss",
+    "train_text_loss",
+    "train_audio_loss",
+    "audio_s_per_s",
+    "mfu",
+    "memory_gib",
+    "padding_share",
+    "data_wait_share",
+)
 
 
 class LineProgress(ProgressBar):
@@ -18,8 +28,7 @@ class LineProgress(ProgressBar):
         super().__init__()
         self._every_n_steps = every_n_steps
         self._enabled = True
-        self._started = 0.0
-        self._first_step = 0
+        self._pace = Pace()
 
     def disable(self) -> None:
         """Lightning turns progress off on all ranks but the first."""
@@ -31,15 +40,14 @@ class LineProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember where this part of the run started, for the time that remains."""
-        self._started = time.monotonic()
-        self._first_step = trainer.global_step
+        self._pace.start(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Print at log steps."""
         step = trainer.global_step
-        if self._enabled and step % self._every_n_steps == 0 and step > self._first_step:
+        if self._enabled and step % self._every_n_steps == 0 and step > self._pace.first_step:
             metrics = _shown(self.get_metrics(trainer, pl_module))
             print(f"step {step}{self._of_total(trainer, step)} | {metrics}", flush=True)
 
@@ -55,29 +63,56 @@ class LineProgress(ProgressBar):
             print(f"step {trainer.global_step} | {_shown(metrics)}", flush=True)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The losses too, and not the logger's version number."""
-        return _losses_first(super().get_metrics(trainer, pl_module), trainer)
+        """The losses and measures too, and not the logger's version number."""
+        return _shown_first(super().get_metrics(trainer, pl_module), trainer)
 
     def _of_total(self, trainer: Trainer, step: int) -> str:
-        if trainer.max_steps < 1:
-            return ""
-        per_step_s = (time.monotonic() - self._started) / (step - self._first_step)
-        remaining_s = int(per_step_s * (trainer.max_steps - step))
-        return f"/{trainer.max_steps} | {remaining_s // 3600}:{remaining_s // 60 % 60:02}:{remaining_s % 60:02} left"
+        return "" if trainer.max_steps < 1 else f"/{trainer.max_steps} | {self._pace.remaining(trainer)} left"
 
 
 class BarProgress(TQDMProgressBar):
-    """Lightning's bar, without the logger's version number."""
+    """Lightning's bar over an "epoch", with what LineProgress shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pace = Pace()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember where this part of the run started, for the time that remains."""
+        self._pace.start(trainer)
+        super().on_train_start(trainer, pl_module)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The losses too, and not the logger's version number."""
-        return _losses_first(super().get_metrics(trainer, pl_module), trainer)
+        """The losses and measures too, and the time that remains; not the logger's version number."""
+        left = self._pace.remaining(trainer)
+        return _shown_first(super().get_metrics(trainer, pl_module), trainer) | ({"left": left} if left else {})
 
 
-def _losses_first(metrics: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
+class Pace:
+    """How long the rest of a run takes, at the pace of this part of it, validations and all."""
+
+    def __init__(self) -> None:
+        self.first_step = 0
+        self._started = 0.0
+
+    def start(self, trainer: Trainer) -> None:
+        """Training begins, or goes on, here."""
+        self.first_step = trainer.global_step
+        self._started = time.monotonic()
+
+    def remaining(self, trainer: Trainer) -> str:
+        """Return H:MM:SS to trainer.max_steps; nothing where there is none, or before the first step."""
+        steps = trainer.global_step - self.first_step
+        if trainer.max_steps < 1 or steps < 1:
+            return ""
+        remaining_s = int((time.monotonic() - self._started) / steps * (trainer.max_steps - trainer.global_step))
+        return f"{remaining_s // 3600}:{remaining_s // 60 % 60:02}:{remaining_s % 60:02}"
+
+
+def _shown_first(metrics: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
     metrics.pop("v_num", None)
     logged = trainer.callback_metrics
-    return {**{name: float(logged[name]) for name in _SHOWN_FIRST if name in logged}, **metrics}
+    return {**{name: float(logged[name]) for name in _SHOWN if name in logged}, **metrics}
 
 
 def _shown(metrics: dict[str, Any]) -> str:

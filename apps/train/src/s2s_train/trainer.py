@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from s2s_model.targets import instantiate
 from s2s_parallel.checkpoint import AtomicCheckpointIO
 from s2s_parallel.strategy import MeshStrategy
+from s2s_train.allocation import on_allocation
 from s2s_train.trainer_config import TrainerConfig
 
 _SET_BY_EXP_MANAGER = ("logger", "enable_checkpointing", "default_root_dir")
@@ -34,6 +35,7 @@ def build_trainer(
             don't fit the number of processes.
     """
     _check(cfg)
+    cfg = on_allocation(cfg)
     options: dict[str, Any] = {
         name: _build(value, f"trainer.{name}")
         for name, value in (asdict(cfg) | {"strategy": _our_strategy(cfg.strategy)}).items()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from s2s_train.config import AppConfig
@@ -18,6 +20,64 @@ from s2s_train.summary import print_metrics
 from s2s_train.trainer import build_trainer
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What is scored, and where the figures go."""
+
+    name: str
+    section: str  # of `data`
+    folder: str  # in the run's
+    limit: str  # key of `trainer`: batches of each set
+    prefix: str  # of metrics' names, in place of val_
+
+    def renamed(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics under this evaluation's names."""
+        return {self.prefix + key[4:] if key.startswith("val_") else key: value for key, value in metrics.items()}
+
+    def rename_in(self, loggers: list[Logger]) -> list[Logger]:
+        """Return loggers that log so."""
+        return loggers if self.prefix == "val_" else [_Renaming(logger, self) for logger in loggers]
+
+
+VALIDATION = Evaluation("validate", "validation_ds", "validations", "limit_val_batches", "val_")
+TEST = Evaluation("test", "test_ds", "tests", "limit_test_batches", "test_")
+
+
+class _Renaming(Logger):
+    """Hands metrics on under other names: model and scorers know of validation alone."""
+
+    def __init__(self, inner: Logger, what: Evaluation) -> None:
+        super().__init__()
+        self._inner = inner
+        self._what = what
+
+    @property
+    def name(self) -> str | None:
+        """The inner one's."""
+        return self._inner.name
+
+    @property
+    def version(self) -> int | str | None:
+        """The inner one's."""
+        return self._inner.version
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Hand on, renamed."""
+        self._inner.log_metrics(self._what.renamed(metrics), step)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Hand on."""
+        self._inner.log_hyperparams(params, *args, **kwargs)
+
+    def save(self) -> None:
+        """Hand on."""
+        self._inner.save()
+
+    def finalize(self, status: str) -> None:
+        """Hand on."""
+        self._inner.finalize(status)
+
+
 class StepOfCheckpoint(Callback):
     """Gives the trainer the step of the checkpoint that it loads; Lightning does so in training alone."""
 
@@ -27,32 +87,42 @@ class StepOfCheckpoint(Callback):
 
 
 def validate(
-    cfg: AppConfig, checkpoint: Path | None, build_model: ModelBuilder, build_scorers: ScorerBuilder
+    cfg: AppConfig,
+    checkpoint: Path | None,
+    build_model: ModelBuilder,
+    build_scorers: ScorerBuilder,
+    what: Evaluation = VALIDATION,
 ) -> RunFolder:
     """Validate `checkpoint`, or the weights that the config itself gives; return the folder of the results.
 
-    That is `validations/` in the run's folder: `metrics.jsonl`, `samples/` and `report.html`, as in the run's own.
+    That is `validations/` (`tests/`) in the run's folder: `metrics.jsonl`, `samples/` and `report.html`, as in the
+    run's own.
 
     Raises:
         ValueError, OSError: what the user can mend, each with one line that says how.
     """
-    folder = RunFolder(RunFolder.of(cfg).path / "validations")
-    if not cfg.data.validation_ds.datasets:
-        raise ValueError("data.validation_ds.datasets is empty: there is nothing to validate on")
+    folder = RunFolder(RunFolder.of(cfg).path / what.folder)
+    if not getattr(cfg.data, what.section).datasets:
+        raise ValueError(f"data.{what.section}.datasets is empty: there is nothing to {what.name} on")
     seed_everything(cfg.seed, workers=True, verbose=False)
     jsonl = JsonlLogger(folder.metrics)
     trainer = build_trainer(
-        replace(cfg.trainer, limit_train_batches=None, max_steps=max(cfg.trainer.max_steps, 0)),
-        loggers=build_loggers(cfg.exp_manager, jsonl),
+        replace(
+            cfg.trainer,
+            limit_train_batches=None,
+            limit_val_batches=getattr(cfg.trainer, what.limit),
+            max_steps=max(cfg.trainer.max_steps, 0),
+        ),
+        loggers=what.rename_in(build_loggers(cfg.exp_manager, jsonl)),
         callbacks=[StepOfCheckpoint(), *progress_bars(cfg.trainer), *build_scorers(cfg, folder)],
         root_dir=str(folder.path),
     )
     jsonl.current_step = lambda: trainer.global_step
     model = build_model(cfg)
-    say(f"validating {checkpoint or 'the weights that the config gives'}; results go to {folder.path}")
+    say(f"{what.name}: {checkpoint or 'the weights that the config gives'}; results go to {folder.path}")
     with telling_other_models(checkpoint, model):
-        metrics = trainer.validate(model, DuplexDataModule(cfg.data), ckpt_path=checkpoint, verbose=False)
-    rank_zero_only(print_metrics)(f"{checkpoint or cfg.name} at step {trainer.global_step}", metrics[0])
+        metrics = trainer.validate(model, DuplexDataModule(cfg.data, what.section), ckpt_path=checkpoint, verbose=False)
+    rank_zero_only(print_metrics)(f"{checkpoint or cfg.name} at step {trainer.global_step}", what.renamed(metrics[0]))
     if folder.report.exists():
         say(f"report: {folder.report}")
     return folder

@@ -126,6 +126,8 @@ class DataConfig:
     train_ds: TrainDataConfig = field(default_factory=TrainDataConfig)
     # What is validated on.
     validation_ds: ValidationDataConfig = field(default_factory=ValidationDataConfig)
+    # What the finished model is tested on, as validation_ds says it.
+    test_ds: ValidationDataConfig = field(default_factory=ValidationDataConfig)
 
 
 def as_data_config(cfg: DataConfig | DictConfig) -> DataConfig:
@@ -142,11 +144,13 @@ def as_data_config(cfg: DataConfig | DictConfig) -> DataConfig:
     assert isinstance(data, DataConfig)
     if has_source(data.train_ds):
         _check_source(data.train_ds, "data.train_ds")
-    if has_source(data.validation_ds) and not data.validation_ds.datasets:
-        raise DataError(
-            "data.validation_ds names data of its own: put it under a name, as in "
-            "data.validation_ds.datasets.my_set.shar_path"
-        )
+    for section in ("validation_ds", "test_ds"):
+        sets = getattr(data, section)
+        if has_source(sets) and not sets.datasets:
+            raise DataError(
+                f"data.{section} names data of its own: put it under a name, as in "
+                f"data.{section}.datasets.my_set.shar_path"
+            )
     return data
 
 
@@ -157,15 +161,15 @@ def _to_object(cfg: DictConfig) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), plain))
 
 
-def validation_sets(cfg: ValidationDataConfig) -> dict[str, SourceConfig]:
-    """Return the named sets, each with what it inherits.
+def validation_sets(cfg: ValidationDataConfig, section: str = "validation_ds") -> dict[str, SourceConfig]:
+    """Return the named sets of ``data.<section>``, each with what it inherits.
 
     Raises :class:`DataError` for an unknown key or a wrong value.
     """
     inherited = {item.name: getattr(cfg, item.name) for item in fields(SourceConfig)}
     sets = {}
     for name, overrides in cfg.datasets.items():
-        where = f"data.validation_ds.datasets.{name}"
+        where = f"data.{section}.datasets.{name}"
         if not isinstance(overrides, dict):
             raise DataError(f"{where} must be a mapping such as {{shar_path: a_folder}}")
         for key in overrides:

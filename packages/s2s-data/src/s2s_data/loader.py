@@ -38,6 +38,7 @@ from s2s_data.share import Share, derive_seed
 from s2s_data.sources import CutRef, nothing_left, once
 from s2s_data.tokenizer import TextTokenizer
 from s2s_data.windows import Cursor, Filter, LeftOut, SourceStream, WindowPosition, WindowReader
+from s2s_data.worker_signals import leave_sigterm_to_parent
 
 # Roles are looked for in so many cuts of each source before they are said to be missing.
 MAX_CUTS_SEARCHED = 10_000
@@ -137,8 +138,9 @@ def validation_dataloaders(
     dp_rank: int = 0,
     dp_world_size: int = 1,
     codec_fingerprint: str | None = None,
+    section: str = "validation_ds",
 ) -> "dict[str, DataLoader[DuplexBatch]]":
-    """Return a loader for each named validation set, in the order of the config.
+    """Return a loader for each named set of ``data.<section>``, in the order of the config.
 
     Each dialogue of a set goes to one rank, once. All ranks get equally many batches of a set: at its end a
     rank may get an empty one (B = 0, see :func:`s2s_data.batch.empty_batch`).
@@ -147,8 +149,8 @@ def validation_dataloaders(
     """
     cfg = as_data_config(cfg)
     loaders = {}
-    for name, set_cfg in validation_sets(cfg.validation_ds).items():
-        where = f"data.validation_ds.datasets.{name}"
+    for name, set_cfg in validation_sets(getattr(cfg, section), section).items():
+        where = f"data.{section}.datasets.{name}"
         blend, dataset = _open(cfg, set_cfg, where, tokenizer, codec_fingerprint)
         unreadable = UnreadableCuts(set_cfg.max_unreadable_share, where)
         loader = BatchLoader(dataset, unreadable, num_workers=set_cfg.num_workers)
@@ -452,6 +454,7 @@ def _worker_args(cfg: SourceConfig) -> dict[str, Any]:
         "num_workers": cfg.num_workers,
         "pin_memory": cfg.pin_memory and torch.cuda.is_available(),
         "collate_fn": _as_it_is,
+        "worker_init_fn": leave_sigterm_to_parent,
     }
 
 

@@ -83,7 +83,7 @@ def measure_network(
                 f"model.pretrained_llm: the memory of {type(network.llm).__name__} can't be estimated without running "
                 f"it, as its code depends on values: {first_line(error)}"
             ) from error
-        work = _work(network, batch_size, duration_s, encoder_flops)
+        work = work_of(network, batch_size, duration_s, encoder_flops)
     return NetworkSizes(parts, activations, work, text_config(network.llm))
 
 
@@ -167,7 +167,8 @@ def _inputs(network: DuplexNetwork, codec: CodecSizes, B: int, T: int) -> Duplex
     )
 
 
-def _work(network: DuplexNetwork, B: int, duration_s: float, encoder_flops: float) -> Work:
+def work_of(network: DuplexNetwork, B: int, duration_s: float, encoder_flops: float) -> Work:
+    """What a step on `B` dialogues of `duration_s` computes, the encoder's forward pass being `encoder_flops`."""
     config, blocks = text_config(network.llm), llm_blocks(network.llm)
     chosen = _share_of_experts(config)
     weights = [(name, p) for block in blocks for name, p in block.named_parameters() if p.ndim >= 2]

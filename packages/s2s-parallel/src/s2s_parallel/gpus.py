@@ -71,6 +71,18 @@ def constant(name: str) -> float:
     return CONSTANTS[name].value
 
 
+def gpu_of_device(name: str) -> Gpu | None:
+    """The GPU that CUDA calls `name`, such as "NVIDIA H100 80GB HBM3"; None if its peak isn't known.
+
+    The table has SXM modules: their cards for PCIe have lower peaks, and parts of a GPU (MIG) too.
+    """
+    words = name.lower().replace("-", " ").split()
+    if not {"pcie", "nvl", "mig"}.isdisjoint(words):
+        return None
+    named = [gpu for gpu in GPUS.values() if gpu.name.partition("-")[0] in words]
+    return next((gpu for gpu in named if gpu.name.partition("-")[2] in words), named[0] if named else None)
+
+
 def find_gpu(name: str) -> Gpu:
     """The GPU of this name.
 

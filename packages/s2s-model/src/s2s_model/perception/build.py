@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def build_perception(config: ModelConfig, hidden_size: int, frame_length_s: floa
     """
     section = _plain(config.perception)
     check_targets(section, "model.perception")
-    _check_keys(section)
+    check_keys(section)
     if section.get("target", PERCEPTION_TARGET) != PERCEPTION_TARGET:
         raise ValueError(
             f"model.perception.target is {section['target']}: only {PERCEPTION_TARGET} is known, remove it"
@@ -44,7 +45,12 @@ def build_perception(config: ModelConfig, hidden_size: int, frame_length_s: floa
     return perception
 
 
-def _check_keys(section: dict[str, Any]) -> None:
+def check_keys(section: Mapping[str, Any]) -> None:
+    """Refuse unknown keys of the `model.perception` section.
+
+    Raises:
+        ValueError: with the nearest known key.
+    """
     for key in section:
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, n=1)
