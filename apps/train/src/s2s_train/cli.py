@@ -10,10 +10,12 @@ from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
+from s2s_train.calibrate_cli import add_calibrate
 from s2s_train.config import AppConfig, load_config
 from s2s_train.evaluate_cli import add_predict, add_test
 from s2s_train.hush import hush
 from s2s_train.launch import IntermixedParser, add_launch
+from s2s_train.profile_cli import add_profile
 
 USER_ERROR = 2  # exit code, as argparse's own
 
@@ -30,8 +32,8 @@ examples:
   fit my.yaml trainer.accelerator=gpu trainer.devices=-1 trainer.strategy=ddp trainer.precision=bf16-true
 
 A run folder holds config.yaml (everything, defaults too), metrics.jsonl, checkpoints/, samples/, report.html.
-Exit codes: 0 done; 2 something you can mend, said in one line; 1 a defect, with its traceback; 130 and 143 stopped by
-Ctrl-C and SIGTERM.
+Exit codes: 0 done, or the SLURM job was requeued; 2 something you can mend, said in one line; 1 a defect, with its
+traceback; 124 hung (RUN/hang-rank<N>.txt shows where); 130, 138, 143 stopped by Ctrl-C, SIGUSR1, SIGTERM, and saved.
 """
 
 _VALIDATE_EXAMPLES = """
@@ -67,7 +69,7 @@ examples:
   plan my.yaml model.pretrained_llm=/models/qwen3-32b trainer.precision=bf16-true
   plan my.yaml model.pretrained_llm=/configs/llama-30b --codec 8x4032   a config.json will do; no codec at hand
 
-Flags come after the KEY=VALUE. No GPU is used and no weights are read: of the LLM its config is enough. Activations
+No GPU is used and no weights are read: of the LLM its config is enough. Activations
 are measured on tensors without data; speed is arithmetic on the constants printed last, and rougher: docs/plan.md.
 Exit codes: as for fit.
 """
@@ -84,6 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_predict(commands)
     _add_export(commands)
     _add_plan(commands)
+    add_calibrate(commands)
+    add_profile(commands)
     add_launch(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of every error")

@@ -20,6 +20,7 @@ from s2s_train.config_errors import ConfigError, explain
 from s2s_train.exp_config import ExpConfig
 from s2s_train.inherit import INHERIT, ConfigFile, ConfigFiles, make_way
 from s2s_train.nemo_exp_keys import forget_nemos_keys
+from s2s_train.profile_config import ProfileConfig, check_steps
 from s2s_train.trainer_config import TrainerConfig
 
 __all__ = ["AppConfig", "ConfigError", "load_as", "load_config", "mesh_arguments"]
@@ -39,6 +40,7 @@ class AppConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)  # see s2s_parallel.config
     scoring: ScoringConfig = field(default_factory=ScoringConfig)  # see s2s_eval.config
     exp_manager: ExpConfig = field(default_factory=ExpConfig)  # run folder, loggers, checkpoints
+    profile: ProfileConfig = field(default_factory=ProfileConfig)  # a trace of chosen steps
 
 
 Schema = TypeVar("Schema")
@@ -57,6 +59,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> AppConfig:
     check_targets(asdict(cfg.model), "model")
     check_targets(asdict(cfg.trainer), "trainer")
     check_config(cfg.parallel)
+    if cfg.profile.steps is not None:
+        check_steps(cfg.profile.steps)
     mesh = mesh_arguments(cfg.trainer.strategy)
     tensor_parallel_size = (mesh or {}).get("tensor_parallel_size", 1)
     check_layout(cfg.parallel, sharded=mesh is not None, tensor_parallel=tensor_parallel_size not in (1, "auto"))

@@ -24,6 +24,7 @@ from s2s_train.config import AppConfig
 from s2s_train.data_module import DuplexDataModule
 from s2s_train.loggers import JsonlLogger, MetricsFollowSteps, build_loggers
 from s2s_train.measuring import Measuring
+from s2s_train.profile_steps import StepProfiler
 from s2s_train.progress import BarProgress, LineProgress
 from s2s_train.requeue import requeue, slurm_job, wants_requeue
 from s2s_train.run_folder import RunFolder
@@ -126,6 +127,8 @@ def _callbacks(cfg: AppConfig, folder: RunFolder, jsonl: JsonlLogger) -> list[Ca
         MetricsFollowSteps(jsonl),
         Measuring(cfg.data.source_sample_rate, log_steps(cfg.trainer)),
     ]
+    if cfg.profile.steps is not None:
+        callbacks.append(StepProfiler(cfg.profile, folder.path / "profile"))
     return callbacks + progress_bars(cfg.trainer)
 
 
