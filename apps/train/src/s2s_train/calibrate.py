@@ -40,7 +40,7 @@ class CalibrateArgs:
 
     num_buckets: int | None = None
     bins_s: tuple[float, ...] | None = None
-    memory_share: float = 0.92
+    memory_share: float = 0.95
     memory_gib: float | None = None
     max_batch_size: int = 4096
     stored: str | None = None  # a key of STORED; by default what the data has

@@ -38,8 +38,8 @@ def add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "--memory-share",
         type=float,
-        default=0.92,
-        help="of the GPU's free memory; the rest is a margin (default: 0.92)",
+        default=0.95,
+        help="of the GPU's free memory; the rest is a margin (default: 0.95)",
     )
     parser.add_argument("--memory-gib", type=float, metavar="N", help="in place of the share; a CPU needs it")
     parser.add_argument("--max-batch-size", type=int, metavar="B", default=4096, help="no size beyond it is tried")

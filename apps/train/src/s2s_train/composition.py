@@ -18,8 +18,8 @@ def build_model(cfg: AppConfig) -> LightningModule:
     """Build the duplex model of `cfg.model`.
 
     Raises:
-        ValueError: a key that no part takes, a part that can't be built, `data` brings audio at another rate than the model hears or speaks, or the
-            LLM can't be shared between as many devices.
+        ValueError: a key that no part takes, a part that can't be built, `data` brings audio at another rate than the
+            model hears or speaks, or the LLM can't be shared between as many devices.
     """
     check_free_sections(cfg)
     model = DuplexS2SModel(cfg.model, frame_length_s=cfg.data.frame_length, parallel=cfg.parallel)
