@@ -141,8 +141,8 @@ def hf_whisper(folder: Path, *, is_multilingual: bool = True, sizes: dict[str, i
     return folder
 
 
-def hf_wav2vec2(folder: Path, sample_rate: int = 16000) -> Path:
-    """Write a wav2vec2 with letters that listens at ``sample_rate``."""
+def hf_wav2vec2(folder: Path, sample_rate: int = 16000, *, has_mask: bool = True) -> Path:
+    """Write a wav2vec2 with letters that listens at ``sample_rate``; without a mask, as wav2vec2-base is."""
     from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,12 +152,12 @@ def hf_wav2vec2(folder: Path, sample_rate: int = 16000) -> Path:
         vocab_size=len(letters), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         conv_dim=(8, 8), conv_stride=(10, 32), conv_kernel=(10, 32), pad_token_id=0,
         num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, initializer_range=0.8,
-        feat_extract_norm="layer", do_stable_layer_norm=True,
+        feat_extract_norm="layer" if has_mask else "group", do_stable_layer_norm=has_mask,
     )  # fmt: skip
     torch.manual_seed(0)
     Wav2Vec2ForCTC(config).save_pretrained(folder)
     Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(sampling_rate=sample_rate, return_attention_mask=True).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(sampling_rate=sample_rate, return_attention_mask=has_mask).save_pretrained(folder)
     return folder
 
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,22 @@ class TestFasterWhisper:
         yield backend
         backend.close()
 
+    def test_what_is_heard_together_changes_nothing(self, whisper) -> None:
+        rng = np.random.default_rng(0)
+        agents = [dialogue.agent for dialogue in spoken_dialogues()]
+        turns = [(d.agent, t) for d in spoken_dialogues() for t in d.turns if t.role == "agent"]
+        clear = [cut_window(agent, RATE, Window(t.start_s, t.start_s + t.duration_s)) for agent, t in turns]
+        # barely intelligible: what is heard hangs by a thread
+        noisy = [audio + level * rng.standard_normal(len(audio)) for level in (0.05, 0.1) for audio in clear]
+        long = np.tile(np.concatenate(agents), 4)[: 20 * RATE]
+        alone = [whisper.transcribe([audio], RATE)[0] for audio in noisy]
+        assert whisper.transcribe([*noisy[1:], long], RATE)[:-1] == alone[1:]  # eight: one batch
+
+    def test_a_model_of_english_refuses_another_language(self) -> None:
+        config = replace(asr_config(WHISPER), language="de")
+        with pytest.raises(ValueError, match="knows English alone, and the language is 'de'"):
+            load_asr(config)
+
     def test_real_speech_is_understood_at_any_rate(self, whisper) -> None:
         references, pieces = [], []
         for dialogue in spoken_dialogues():
@@ -218,6 +235,11 @@ class TestTransformers:
         assert backend.transcribe([audios[2], audios[0], audios[1]], RATE) == [alone[2], alone[0], alone[1]]
         assert backend.transcribe([], RATE) == []
         assert backend.transcribe([np.zeros(0, np.float32)], RATE) == [""]
+
+    def test_a_model_that_hears_padding_hears_utterances_alone(self, audios, tmp_path: Path) -> None:
+        folder = hf_wav2vec2(tmp_path / "wav2vec2", has_mask=False)
+        backend = load_asr(AsrConfig("transformers", str(folder), device="cpu", batch_size=8))
+        assert backend.transcribe(audios, RATE) == [backend.transcribe([audio], RATE)[0] for audio in audios]
 
     def test_whisper_hears_more_than_30_s_to_the_end(self, audios, tmp_path: Path) -> None:
         folder = hf_whisper(tmp_path / "whisper")

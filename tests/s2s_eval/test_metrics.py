@@ -117,6 +117,12 @@ class TestValidationMetrics:
         kept = one_per_dialogue([[b, a], [a, c], []])
         assert [dialogue.cut_id for dialogue in kept] == ["a", "b", "c"]
 
+    def test_several_dialogues_of_one_id_are_told(self, caplog: pytest.LogCaptureFixture) -> None:
+        one_per_dialogue([[scored("d", "x", RIGHT)], [scored("d", "x", RIGHT), scored("e", "x", WRONG)]])
+        assert not caplog.messages
+        one_per_dialogue([[scored("d", "x", [("a b", "a b")]), scored("d", "x", [("c", "c d")])]])
+        assert "1 ids are those of several dialogues, such as d/x" in caplog.text
+
     def test_order_of_ranks_changes_nothing(self) -> None:
         dialogues = [scored("d", str(i), RIGHT if i % 3 else WRONG) for i in range(7)]
         one = validation_metrics(one_per_dialogue([dialogues]), has_asr=True)

@@ -168,3 +168,18 @@ def test_peaks_follow_the_loudness() -> None:
     assert set(peaks[:39]) == {0}
     assert set(peaks[41:79]) == {50}
     assert set(peaks[81:]) == {0}
+
+
+def test_the_page_has_the_data_sets_of_the_newest_validation_of_a_step(tmp_path: Path) -> None:
+    write_validation(tmp_path, 3, [scored("old", "a", [("x", "x")])], 1, {"val_asr_bleu_old": 1.0})
+    write_validation(tmp_path, 3, [scored("new", "b", [("x", "x")])], 1, {"val_asr_bleu_new": 2.0})
+    data, sounds = parse(write_report(tmp_path))
+    assert [dialogue["cut_id"] for dialogue in data["dialogues"]] == ["b"]
+    assert data["datasets"] == ["new"]
+    assert set(sounds) == {"b"}
+
+
+def test_a_line_of_metrics_without_a_step_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": null, "train_loss": 1.0}\n{"step": 2, "train_loss": 0.5}\n')
+    data, _ = parse(write_report(tmp_path))
+    assert [one["series"][0]["points"] for one in data["charts"]] == [[[2, 0.5]]]

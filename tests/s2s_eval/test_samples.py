@@ -66,8 +66,39 @@ def test_a_dialogues_line_holds_all_that_is_known_of_it(tmp_path: Path) -> None:
 
 
 def test_two_ids_never_share_a_file(tmp_path: Path) -> None:
-    ids = ["a/b", "a_b", "a:b", "ä", "a b"]
-    assert len({wav_paths(tmp_path, "d", cut_id) for cut_id in ids}) == len(ids)
+    ids = [
+        "a/b",
+        "a_b",
+        "a:b",
+        "ä",
+        "a b",
+        "a",
+        "a.reference",
+        "",
+        ".",
+        "..",
+        "\ud800",
+        "x" * 300,
+        "x" * 301,
+        "ä" * 200,
+    ]
+    paths = [path for cut_id in ids for path in wav_paths(tmp_path, "d", cut_id)]
+    assert len(set(paths)) == 2 * len(ids)
+    assert {path.parent for path in paths} == {tmp_path / "d"}
+    keeper = SampleKeeper(len(ids))
+    for cut_id in ids:
+        keeper.add("d", cut_id, audio())
+    write_audio(tmp_path, [scored("d", cut_id, [("a", "b")]) for cut_id in ids], keeper, len(ids))
+    assert len(list((tmp_path / "d").iterdir())) == 2 * len(ids)
+
+
+@pytest.mark.parametrize("dataset", ["..", ".", "", "../../x", "/x", "scores.json", "report.html"])
+def test_a_data_set_stays_in_the_validations_folder(dataset: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "samples" / "step_1"
+    write_scores(folder, 1, [scored(dataset, "cut", [("a", "b")])], {"val_loss": 2.0}, 8, {})
+    [lines] = tmp_path.rglob("dialogues.jsonl")
+    assert lines.parent.parent == folder
+    assert (folder / "scores.json").is_file()
 
 
 def test_words_are_counted_in_the_language_of_the_texts(tmp_path: Path) -> None:

@@ -372,6 +372,17 @@ class TestMistakes:
 
 
 class TestReport:
+    def test_a_step_before_the_newest_has_its_page(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        hyp = texts(tones(tmp_path / "hyp", "a.wav"), **{"a.hyp": "the cat sat down"})
+        ref, out = texts(tmp_path / "ref", a="the cat sat down"), tmp_path / "out"
+        for step in (5, 3):
+            assert score(hyp, ref, "--asr", "none", "--out", out, "--step", step) == 0
+        page = out / "samples/step_3/report.html"
+        assert capsys.readouterr().out.splitlines()[-1] == f"report: {page}"
+        assert '"step": 3, "about"' in page.read_text()
+        assert '"step": 5, "about"' in (out / "report.html").read_text()
+        assert "samples/step_3/report.html" in (out / "report.html").read_text()
+
     def test_it_is_written_anew(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         hyp = texts(tones(tmp_path / "hyp", "a.wav"), **{"a.hyp": "the cat sat down"})
         ref, out = texts(tmp_path / "ref", a="the cat sat down"), tmp_path / "out"

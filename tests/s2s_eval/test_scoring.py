@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ from s2s_eval.batch_scoring import score_batch
 from s2s_eval.config import ScoringConfig
 from s2s_eval.scoring import ValidationScoring
 from s2s_eval.transcripts import Transcriber
-from tests.s2s_eval.builders import RATE, WHISPER, EchoModel, SpokenDialogue, batch_of, perfect_output, spoken_dialogues
+from tests.s2s_eval.builders import (
+    RATE,
+    WHISPER,
+    EchoModel,
+    SpokenDialogue,
+    batch_of,
+    perfect_output,
+    spoken_dialogues,
+    tone_dialogue,
+)
 
 
 def rounds() -> list[dict[str, list[SpokenDialogue]]]:
@@ -155,6 +165,46 @@ def test_without_asr_the_text_is_still_scored(tmp_path: Path) -> None:
 def test_a_bad_recogniser_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match="pip install no-such-package"):
         ValidationScoring(ScoringConfig("package:no-such-package"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("asr_batch_size", 0),
+        ("asr_num_threads", -1),
+        ("max_samples_per_dataset", -1),
+        ("early_start_s", -0.1),
+        ("barge_in_stop_s", math.nan),
+        ("silence_dbfs", 3.0),
+        ("silence_dbfs", math.nan),
+        ("language", "xx"),
+    ],
+)
+def test_a_value_that_means_nothing_is_refused_before_training(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"scoring\.{key}="):
+        ValidationScoring(ScoringConfig(**{key: value}))
+
+
+def test_nothing_is_held_after_a_validation_without_a_run_dir(tmp_path: Path) -> None:
+    scoring = ValidationScoring(ScoringConfig())
+    trainer(tmp_path, scoring).validate(EchoModel(rounds()), verbose=False)
+    assert not [held for name, held in vars(scoring).items() if name != "config" and isinstance(held, list) and held]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ([(4.52, 7.0, "a"), (11.4, 13.0, "b")], ["a", "b"]),  # 0.08 and 0.2 s ahead of their windows
+        ([(5.0, 20.0, "a")], ["a", ""]),  # its end was forgotten
+        ([(1.0, 4.6, "a"), (19.92, 20.08, "b")], ["", "b"]),
+    ],
+)
+def test_what_is_written_belongs_to_the_turn_it_is_said_in(
+    written: list[tuple[float, float, str]], expected: list[str]
+) -> None:
+    batch, output = tone_dialogue([("agent", 5.0, 7.0), ("agent", 12.0, 14.0)], [], 20.0)
+    [one] = score_batch("d", batch, output | {"text_turns": [written]}, ScoringConfig(), None)
+    assert [turn.generated_text for turn in one.score.scored_turns] == expected
 
 
 def test_samples_are_few_and_a_disk_error_does_not_end_the_run(

@@ -27,6 +27,12 @@ def test_a_window_past_the_audio_is_empty() -> None:
     assert len(cut_window(tone(5.0), RATE, window)) == 0
 
 
+def test_a_turn_that_began_before_the_audio_is_heard_from_its_start() -> None:
+    turns = [Turn("agent", -0.5, 2.0, "a"), Turn("agent", 4.0, 1.0, "b")]
+    [first, _] = turn_windows(turns, 6.0, 0.4)
+    assert len(cut_window(tone(6.0), RATE, first)) == round(3.6 * RATE)
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 50), st.floats(0.01, 5)), min_size=1, max_size=6),
     st.floats(0, 1),

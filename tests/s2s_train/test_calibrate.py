@@ -1,6 +1,7 @@
 """Calibration with a real model against a real limit of memory: a CPU's, set by the system."""
 
 import argparse
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from s2s_data.config import DataConfig, TrainDataConfig
 from s2s_data.errors import DataError
 from s2s_data.loader import train_dataloader
 from s2s_data.synthetic_batch import Bin, Stored, SyntheticBatches, estimate_bins, stored_in
-from s2s_train.calibrate import CalibrateArgs, Calibration, calibrate
+from s2s_train.calibrate import CalibrateArgs, Calibrated, Calibration, Sized, calibrate
 from s2s_train.calibrate_cli import add_calibrate
 from s2s_train.calibrate_memory import GIB, HostMemory, is_out_of_memory
+from s2s_train.calibrate_report import write_config
 from s2s_train.calibrate_search import TOLERANCE, largest_that_fits
-from s2s_train.calibrate_steps import Trials
+from s2s_train.calibrate_steps import Trial, Trials
 from s2s_train.composition import build_model
 from s2s_train.config import load_config
 from s2s_train.trainer import build_trainer
@@ -239,6 +241,32 @@ def test_the_command_writes_a_config_that_trains(config, capsys):
     assert max(len(next(loader)["cut_ids"]) for _ in range(6)) == 3
 
 
+def test_a_file_of_the_user_s_is_not_written_over(config, capsys):
+    before = config.read_text()
+    with pytest.raises(FileExistsError, match="is there already, and not written by calibrate: give another --out"):
+        command(str(config), "--bins", "1", "--memory-gib", "1000", "--out", str(config))
+    assert config.read_text() == before
+
+
+def test_the_written_config_is_the_one_that_was_calibrated(config):
+    base = config.with_name("odd #1: ü.yaml")
+    base.write_text(config.read_text())
+    given = [
+        "model.optimizer.lr=0.5",
+        "model.optimizer._target_=torch.optim.Adam",
+        "exp_manager.log_step_timing=true",
+        "model.freeze_params=[a]",
+    ]
+    cfg = load_config(base, given)
+    sized = Sized(Bin(2.0), 4, Trial(True), 8.0)
+    out = config.with_name("written.yaml")
+    for _ in range(2):  # its own older file is replaced
+        write_config(out, base, cfg, given, Calibrated([sized], GIB, 9, []))
+        written = load_config(out)
+        assert written.model == cfg.model
+        assert written.data.train_ds.bucket_batch_size == [4]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -278,3 +306,14 @@ def on_a_mesh(config: Path, limit_gib: float) -> Any:
     found = calibrate(cfg, CalibrateArgs(bins_s=(3.0,), memory_gib=limit_gib), build_model)
     (each,) = found.sized
     return (each.batch_size, each.trial.peak_bytes, each.audio_s), found.limit_bytes
+
+
+def test_ranks_with_unlike_room_keep_to_the_smallest(config, tmp_path):
+    limits = [taken_gib() + ROOM_GIB, taken_gib() + ROOM_GIB / 3]
+    shown = fit_on_ranks(on_a_mesh_with_own_room, tmp_path, config, limits)
+    assert shown[0] == shown[1]
+    assert shown[0][1] == int(limits[1] * GIB)
+
+
+def on_a_mesh_with_own_room(config: Path, limits_gib: list[float]) -> Any:
+    return on_a_mesh(config, limits_gib[int(os.environ["RANK"])])

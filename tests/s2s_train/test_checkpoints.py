@@ -8,8 +8,8 @@ import pytest
 
 from s2s_parallel.checkpoint import AtomicCheckpointIO, is_complete
 from s2s_parallel.strategy import MeshStrategy
-from s2s_train.checkpoints import BestCheckpoint, LastCheckpoint
-from s2s_train.exp_config import ExpConfig
+from s2s_train.checkpoints import BestCheckpoint, LastCheckpoint, build_checkpoints
+from s2s_train.exp_config import CheckpointParams, ExpConfig
 from s2s_train.run_folder import RunFolder
 from s2s_train.trainer import build_trainer
 from s2s_train.trainer_config import TrainerConfig
@@ -88,3 +88,27 @@ def test_a_mesh_that_does_not_fit_is_refused_before_anything_starts(tmp_path):
     cfg = TrainerConfig(accelerator="cpu", devices=4, max_steps=1, strategy=strategy)
     with pytest.raises(ValueError, match=r"replicate_size \(3\) must divide data_parallel_size \(4\): use 1, 2 or 4"):
         build_trainer(cfg, loggers=[], callbacks=[], root_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode"),
+    [
+        ("val_loss", "min"),
+        ("val_text_loss_seen", "min"),
+        ("val_asr_wer", "min"),
+        ("val_said_cer_seen", "min"),
+        ("val_token_perplexity", "min"),
+        ("val_missed_turns", "min"),
+        ("val_false_stops_seen", "min"),
+        ("val_barge_in_stop_s_median", "min"),
+        ("val_barge_in_success", "max"),
+        ("val_barge_ins", "max"),
+        ("val_code_accuracy", "max"),
+        ("val_asr_bleu_flower", "max"),
+        ("val_asr_bleu_loss", "max"),
+    ],
+)
+def test_what_is_better_follows_from_the_metrics_name(monitor, mode, tmp_path):
+    exp = ExpConfig(checkpoint_callback_params=CheckpointParams(monitor=monitor))
+    best = build_checkpoints(exp, RunFolder(tmp_path), has_scoring_asr=True)[0]
+    assert best.mode == mode

@@ -51,5 +51,17 @@ def test_the_state_of_the_code_can_be_restored(tmp_path, monkeypatch):
     assert (code / "code.py").read_text() == "a = 2\n"
 
 
+def test_the_patch_is_plain_whatever_git_is_told(tmp_path, monkeypatch):
+    code = repository(tmp_path / "code")
+    for key, value in (("color.ui", "always"), ("diff.noprefix", "true"), ("diff.external", "echo")):
+        subprocess.run(["git", "-C", str(code), "config", key, value], check=True)
+    (code / "code.py").write_text("a = 2\n")
+    monkeypatch.setattr(environment, "__file__", str(code / "code.py"))
+    write_environment(tmp_path)
+    (code / "code.py").write_text("a = 1\n")
+    subprocess.run(["git", "-C", str(code), "apply", str(tmp_path / "changes.patch")], check=True)
+    assert (code / "code.py").read_text() == "a = 2\n"
+
+
 def test_code_outside_a_repository_has_no_git_state(tmp_path):
     assert describe_environment(tmp_path)["git"] is None

@@ -51,11 +51,27 @@ def test_later_bases_win_and_lists_are_replaced(tmp_path):
     assert (cfg.name, cfg.model.lora, cfg.model.freeze_params) == ("mine", {"r": 8}, ["c"])
 
 
+def test_a_base_that_two_bases_share_does_not_undo_the_first(tmp_path):
+    strategy = "strategy: {_target_: s2s_parallel.strategy.MeshStrategy}"
+    path = write(
+        tmp_path,
+        mine="inherit: [model.yaml, data.yaml]\n",
+        base=BASE,
+        model=f"inherit: base.yaml\nmodel: {{pretrained_llm: another}}\ntrainer: {{{strategy}}}\n",
+        data="inherit: base.yaml\ndata: {train_ds: {batch_size: 3}}\n",
+    )
+    cfg = load_config(path)
+    assert (cfg.model.pretrained_llm, cfg.data.train_ds.batch_size) == ("another", 3)
+    assert cfg.trainer.strategy == {"_target_": "s2s_parallel.strategy.MeshStrategy"}
+
+
 def test_another_class_does_not_keep_the_arguments_of_the_bases(tmp_path):
     mesh = "s2s_parallel.strategy.MeshStrategy"
     text = f"inherit: base.yaml\ntrainer: {{strategy: {{_target_: {mesh}, tensor_parallel_size: 2}}}}\n"
     path = write(tmp_path, mine=text, base=BASE)
     assert load_config(path).trainer.strategy == {"_target_": mesh, "tensor_parallel_size": 2}
+    whole = f"trainer.strategy={{_target_: {mesh}, tensor_parallel_size: 2}}"
+    assert load_config(tmp_path / "base.yaml", [whole]).trainer.strategy == load_config(path).trainer.strategy
     more = "inherit: base.yaml\ntrainer: {strategy: {find_unused_parameters: true}}\n"
     assert load_config(write(tmp_path, more=more)).trainer.strategy == {
         "_target_": "lightning.pytorch.strategies.DDPStrategy",

@@ -39,6 +39,15 @@ def test_the_checked_in_script_is_what_launch_writes():
     assert (ROOT / script).read_text() == job.text()
 
 
+def test_the_checked_in_script_ends_outside_a_repository(tmp_path):
+    text = "srun() { echo started; }\n" + (SCRIPTS / "s2s_tinyllama_repro.sub").read_text()
+    env = {"PATH": "/usr/bin:/bin", "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+    env |= {"SLURM_CPUS_PER_TASK": "2", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "8"}
+    done = subprocess.run(["/bin/bash", "-c", text], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "started" not in done.stdout
+
+
 def test_dry_run_prints_script_and_commands_and_writes_nothing(cfg, folder, capsys):
     flags = ["--nodes", "2", "--gpus-per-node", "4", "--time", "1-00:00:00", "--account", "speech", "--jobs", "3"]
     assert main(["launch", cfg, "name=big", *flags, "--dry-run", "trainer.max_steps=9"]) == 0
@@ -79,6 +88,26 @@ def test_the_script_is_sound_shell_whatever_is_in_its_values(cfg, folder, capsys
     ]
 
 
+def test_a_name_with_folders_and_signs_is_submitted(cfg, folder, capsys, monkeypatch):
+    (folder / "bin").mkdir()
+    (folder / "bin" / "sbatch").write_text("#!/bin/sh\necho 7\n")
+    (folder / "bin" / "sbatch").chmod(0o755)
+    assert main(["launch", cfg, "name=group/5%j"]) == 0
+    script = folder / "runs/group/5%j/slurm/5%j.sub"
+    assert f"job 7: {script}" in capsys.readouterr().out
+    assert "/group/5%%j/slurm/%j.out" in script.read_text()
+
+
+def test_a_run_that_ends_before_slurm_s_warning_is_told(cfg, capsys):
+    def is_told(*argv: str) -> bool:
+        assert main(["launch", cfg, "--dry-run", *argv]) == 0
+        return "the job isn't requeued then: set it to null, or give --jobs N" in capsys.readouterr().out
+
+    early = "exp_manager.max_time_per_run='00:03:50:00'"
+    assert is_told(early)
+    assert not any([is_told(early, "--time=3:50:00"), is_told(early, "--jobs=2"), is_told()])
+
+
 MESH = "trainer.strategy={_target_: s2s_parallel.strategy.MeshStrategy, tensor_parallel_size: 3}"
 
 
@@ -90,6 +119,9 @@ MESH = "trainer.strategy={_target_: s2s_parallel.strategy.MeshStrategy, tensor_p
         (["--time", "5:00"], "--time 5:00 is 300 s: SLURM warns the run 180 s before its end"),
         (["--time", "soon"], "--time soon: SLURM takes minutes"),
         (["--container-mounts", "/a:/a"], "--container-mounts is given without --container"),
+        (["name=interactive"], "name=interactive: a job of this name counts as an interactive shell"),
+        (['name="a\\ntouch b"'], "has a line break, which a job script can't take"),
+        (["--account", "a\ntouch b"], "has a line break"),
         (["trainer.devices=2"], "trainer.devices=2, but --gpus-per-node is 8"),
         (["trainer.num_nodes=2", "--nodes", "4"], "trainer.num_nodes=2, but --nodes is 4"),
         (["--nodes", "2", MESH], "data_parallel_size (5) × tensor_parallel_size (3) is 15, but the run has 16"),

@@ -41,6 +41,13 @@ def test_the_wait_for_data_shows(folder, corpus):
     assert sorted(shares[1])[2] > sorted(shares[0])[2]
 
 
+def test_a_validation_between_log_steps_takes_no_wait_away(folder, corpus):
+    trainer = {"max_steps": 4, "limit_train_batches": 8, "val_check_interval": 3, "log_every_n_steps": 4}
+    (line,) = lines(run(write_config(folder, corpus, trainer=trainer), "between", callbacks=[SlowData()]))
+    # Two waits of 0.2 s before it. The batch behind it is waited for while the clock stands.
+    assert line["data_wait_share"] > 0.3
+
+
 def test_a_cpu_has_no_mfu_and_no_gpu_memory(folder, corpus):
     (line, *_) = lines(run(write_config(folder, corpus), "cpu"))
     assert line["audio_s_per_s"] > 0
@@ -52,6 +59,12 @@ def test_log_lines_and_the_time_that_remains(folder, corpus, capsys):
     run(path, "shown")
     told = [line for line in capsys.readouterr().out.splitlines() if "train_loss" in line]
     assert re.match(r"step 1/4 \| 0:00:\d\d left \| train_loss .* \| audio_s_per_s .* \| data_wait_share ", told[0])
+
+
+def test_a_step_of_several_batches_is_told_once(folder, corpus, capsys):
+    trainer = {"enable_progress_bar": True, "max_steps": 3, "accumulate_grad_batches": 2, "limit_val_batches": 0}
+    run(write_config(folder, corpus, trainer=trainer), "accumulates")
+    assert re.findall(r"^step (\d)/3", capsys.readouterr().out, re.MULTILINE) == ["1", "2", "3"]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """`test` and `predict` on a real run of a tiny model."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,22 @@ def test_what_cannot_be_answered_is_told_in_one_line(tmp_path, capsys, argv, sai
 def test_predictions_are_not_written_over(tmp_path, capsys):
     assert main(["predict", "exported", "stereo.wav", "--channel", "0", "--out", str(tmp_path)]) == 0
     assert "holds predictions already" in told(capsys, "predict", "exported", "calls", "--out", tmp_path)
+
+
+def test_recordings_are_not_written_over(capsys):
+    before = Path("calls/short.wav").read_bytes()
+    assert "calls isn't empty" in told(capsys, "predict", "exported", "calls/short.wav", "--out", "calls")
+    assert Path("calls/short.wav").read_bytes() == before
+
+
+def test_each_recording_has_files_of_its_own(tmp_path):
+    for name in ("a", "sub/a", "a-2", "a.agent"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy("calls/short.wav", tmp_path / "in" / f"{name}.wav")
+    assert main(["predict", "exported", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    named = [line[kind] for line in lines(tmp_path / "out") for kind in ("agent_wav", "stereo_wav")]
+    assert len(set(named)) == 8
+    assert {path.name for path in (tmp_path / "out").glob("*.wav")} == set(named)
 
 
 def test_the_test_sets_are_scored_under_their_own_names(capsys):

@@ -230,6 +230,7 @@ def _write_commands(folder: Path, state: str) -> None:
         ("RUNNING", signal.SIGTERM, 0, "requeue 7_2\n"),
         ("COMPLETING", signal.SIGTERM, 143, ""),
         ("RUNNING", signal.SIGINT, 130, ""),
+        ("RUNNING; kill -TERM $PPID; sleep 1", signal.SIGTERM, 0, "requeue 7_2\n"),  # a second one, amid requeueing
     ],
 )
 def test_a_slurm_job_is_requeued_unless_someone_ended_it(folder, corpus, monkeypatch, state, number, exit_code, asked):
@@ -245,6 +246,23 @@ def test_a_slurm_job_is_requeued_unless_someone_ended_it(folder, corpus, monkeyp
     assert ("job 7_2 is requeued" in said) == bool(asked)
     assert ("its state is COMPLETING" in said) == (state == "COMPLETING")
     assert saved_step(RunFolder(folder / PARTS)) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "goes_on"),
+    [
+        ("exp_manager.create_checkpoint_callback=false", "at step 0, as nothing was saved yet"),
+        ("exp_manager.checkpoint_callback_params.save_last=false", "checkpoints/step=2.ckpt, as it was last saved"),
+    ],
+)
+def test_a_job_that_does_not_save_where_it_stops_is_not_requeued(folder, corpus, monkeypatch, override, goes_on):
+    _write_commands(folder / "bin", "RUNNING")
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    code, said = stopped_by(write_config(folder, corpus), Signals(TRAINING, 3, signal.SIGTERM), override)
+    assert code == 143
+    assert f"{goes_on}; it isn't requeued, as last.ckpt is turned off" in said
+    assert not (folder / "bin" / "asked").exists()
 
 
 def test_a_job_that_cannot_be_requeued_says_why(folder, corpus, monkeypatch):

@@ -102,3 +102,10 @@ def test_a_misspelt_argument_ends_the_command_in_one_line(tmp_path, capsys, monk
     key = override.partition("=")[0]
     assert line.startswith(f"error: {key} is no argument of")
     assert f"did you mean {key.rpartition('.')[0]}.{meant}?" in line
+
+
+def test_a_secret_is_refused_where_config_yaml_would_hold_it(tmp_path):
+    key = "exp_manager.wandb_logger_kwargs.settings={api_key: 1234}"
+    cfg = load_config(write(tmp_path, published()), [key])
+    with pytest.raises(ValueError, match=r"wandb_logger_kwargs\.settings\.api_key: .* set WANDB_API_KEY"):
+        check_free_sections(cfg)

@@ -9,7 +9,7 @@ from typing import Any
 
 from s2s_train.trainer_config import TrainerConfig
 
-_INTERACTIVE = ("bash", "interactive")  # names of jobs in which Lightning doesn't look for srun's tasks
+INTERACTIVE = ("bash", "interactive")  # names of jobs in which Lightning doesn't look for srun's tasks
 _ALL = ("auto", -1, "-1")
 
 
@@ -52,7 +52,7 @@ def find_allocation(env: Mapping[str, str]) -> Allocation | None:
     Raises:
         ValueError: several tasks without srun, or not as many on each node.
     """
-    if "SLURM_NTASKS" not in env or "TORCHELASTIC_RUN_ID" in env or env.get("SLURM_JOB_NAME") in _INTERACTIVE:
+    if "SLURM_NTASKS" not in env or "TORCHELASTIC_RUN_ID" in env or env.get("SLURM_JOB_NAME") in INTERACTIVE:
         return None
     num_tasks, num_nodes = int(env["SLURM_NTASKS"]), int(env.get("SLURM_NNODES", 1))
     if num_tasks > 1 and "SLURM_STEP_ID" not in env:  # the others would never come, and the run would wait for them

@@ -24,7 +24,7 @@ from s2s_data.synthetic_batch import (
 )
 from s2s_train.calibrate_memory import GIB, Memory, memory_of
 from s2s_train.calibrate_search import largest_that_fits
-from s2s_train.calibrate_steps import Trial, Trials
+from s2s_train.calibrate_steps import Trial, Trials, smallest_of_ranks
 from s2s_train.config import AppConfig
 from s2s_train.data_module import data_parallel_place
 from s2s_train.fit import ModelBuilder, say
@@ -116,6 +116,7 @@ class Calibration(Callback):
             ValueError: of a bin not even one dialogue fits.
         """
         memory = self._make_memory(trainer.strategy.root_device)
+        memory.limit_bytes = smallest_of_ranks(memory.limit_bytes, trainer)
         self.limit_bytes = memory.limit_bytes
         self._trials = Trials(trainer, memory, self.make_batch)
         for group in trainer.optimizers[0].param_groups:

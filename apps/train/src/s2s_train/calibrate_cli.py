@@ -60,13 +60,14 @@ def run_calibrate(args: argparse.Namespace) -> int:
     from lightning.pytorch.utilities import rank_zero_only
 
     from s2s_train.calibrate import CalibrateArgs, calibrate, check_args, save_path
-    from s2s_train.calibrate_report import print_calibration, write_config
+    from s2s_train.calibrate_report import check_out, print_calibration, write_config
     from s2s_train.composition import build_model
     from s2s_train.fit import say
 
     asked = CalibrateArgs(args.buckets, args.bins, args.memory_share, args.memory_gib, args.max_batch_size, args.stored)
     check_args(asked)
     out = save_path(args.cfg, args.out)
+    check_out(out)  # before the work
     found = calibrate(cfg, asked, build_model)
     rank_zero_only(print_calibration)(found)
     rank_zero_only(write_config)(out, args.cfg, cfg, args.overrides, found)

@@ -18,6 +18,7 @@ from s2s_train.calibrate_memory import GIB
 from s2s_train.config import AppConfig, load_config
 
 WIDTH = 120  # where the output is no terminal
+_FIRST_LINE = "# Written by `calibrate`: the sizes hold for this model, precision, strategy and GPU.\n"
 
 
 def print_calibration(found: Calibrated) -> None:
@@ -58,30 +59,44 @@ def train_ds_of(found: Calibrated) -> dict[str, Any]:
     }
 
 
+def check_out(out: Path) -> None:
+    """Refuse to replace a file that isn't `calibrate`'s own.
+
+    Raises:
+        FileExistsError: `out` is another file.
+    """
+    if out.exists() and not (out.is_file() and out.read_bytes().startswith(_FIRST_LINE.encode())):
+        raise FileExistsError(f"{out} is there already, and not written by calibrate: give another --out")
+
+
 def write_config(out: Path, base: Path, cfg: AppConfig, overrides: Sequence[str], found: Calibrated) -> None:
     """Write to `out` a config that inherits `base`, with the sizes and the overrides they were found with.
 
     Raises:
         OSError: it can't be written.
     """
-    content: dict[str, Any] = {}
+    content: dict[str, Any] = {"inherit": os.path.relpath(base.resolve(), out.resolve().parent)}
     for override in overrides:
         _set(content, override.partition("=")[0], cfg)
     content.setdefault("data", {}).setdefault("train_ds", {}).update(train_ds_of(found))
-    inherited = os.path.relpath(base.resolve(), out.resolve().parent)
-    text = (
-        f"# Written by `calibrate`: the sizes hold for this model, precision, strategy and GPU.\ninherit: {inherited}\n"
-    )
+    check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text + yaml.safe_dump(content, sort_keys=False, default_flow_style=None), encoding="utf-8")
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True)
+    out.write_text(_FIRST_LINE + text, encoding="utf-8")
     load_config(out)  # what can't be read again is to be known now
 
 
 def _set(content: dict[str, Any], key: str, cfg: AppConfig) -> None:
-    """Put the value of the dotted `key` into `content`; of a list all items, as a file can't give one of them."""
+    """Put the value of the dotted `key` into `content`.
+
+    Of a list all items, as a file can't give one of them; of a class all arguments, as a file that names another class
+    keeps none. A key of NeMo's that has no place in `cfg` is left out.
+    """
     value: Any = asdict(cfg)
-    names = key.split(".")
+    names = key.removesuffix("._target_").split(".")
     for depth, name in enumerate(names):
+        if name not in value:
+            return
         value = value[name]
         if depth + 1 == len(names) or isinstance(value, list):
             content[name] = value

@@ -131,6 +131,15 @@ class Trials:
             torch.cuda.synchronize(self._device)
 
 
+def smallest_of_ranks(limit_bytes: int, trainer: Trainer) -> int:
+    """Return the limit of the rank with the least room: ranks that saw different ones would part in the search."""
+    if trainer.world_size == 1:
+        return limit_bytes
+    smallest = torch.tensor(limit_bytes, dtype=torch.int64, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+    return int(smallest)
+
+
 def _run_batch(trainer: Trainer, batch: Mapping[str, Any], index: int) -> None:
     """What Lightning's training loop does with a batch, less callbacks and schedulers (checked with 2.5.6)."""
     loop = trainer.fit_loop.epoch_loop

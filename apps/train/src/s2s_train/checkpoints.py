@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from s2s_train.exp_config import ExpConfig
 from s2s_train.run_folder import RunFolder
 from s2s_train.stop_signals import owes_validation
 
-_LOWER_IS_BETTER = ("loss", "wer", "cer", "latency", "error")
+_LOWER_IS_BETTER = re.compile(
+    r"(val|train)_((text_|audio_|user_text_)?loss|(asr|said)_(wer|cer)|(text|token|code)_perplexity|empty_rate|latency_s"
+    r"|missed_turns|talk_over|barge_in_stop_s|false_stops)(_|$)"
+)
 
 
 class LastCheckpoint(Checkpoint):
@@ -96,7 +100,7 @@ def build_checkpoints(exp: ExpConfig, folder: RunFolder, has_scoring_asr: bool) 
                 f" checkpoints are {folder.checkpoints}/*.ckpt"
             )
     monitor = params.monitor or ("val_asr_bleu" if has_scoring_asr else "val_loss")
-    mode = params.mode or ("min" if any(word in monitor for word in _LOWER_IS_BETTER) else "max")
+    mode = params.mode or ("min" if _LOWER_IS_BETTER.match(monitor) else "max")
     if monitor.startswith("val_asr_bleu") and not has_scoring_asr:
         raise ValueError(
             f"exp_manager.checkpoint_callback_params.monitor is {monitor}, which needs model.scoring_asr:"

@@ -119,6 +119,8 @@ def _override(config: DictConfig, override: str) -> None:
         # through OmegaConf, whose YAML reads 1e-4 as a number; an interpolation stays one
         parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
         for kept in _without_nemos_keys(config, override, key, parsed["value"]):
+            if isinstance(kept, dict):
+                make_way(config, OmegaConf.create(_nested(key, kept)))
             _open_null_sections(config, key, kept)
             OmegaConf.update(config, key, kept, merge=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
@@ -127,10 +129,7 @@ def _override(config: DictConfig, override: str) -> None:
 
 def _without_nemos_keys(config: DictConfig, override: str, key: str, value: Any) -> list[Any]:
     """What is left of the override's value; nothing if `key` itself is one of NeMo's that has no place here."""
-    nested: Any = value
-    for name in reversed(key.split(".")):
-        nested = {name: nested}
-    nested = OmegaConf.create(nested)
+    nested = OmegaConf.create(_nested(key, value))
     forget_nemos_keys(nested, f"override {override!r}", config)
     left: Any = OmegaConf.to_container(nested, resolve=False)
     for name in key.split("."):
@@ -138,6 +137,12 @@ def _without_nemos_keys(config: DictConfig, override: str, key: str, value: Any)
             return []
         left = left[name]
     return [left]
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """The mapping in which the dotted `key` has `value`."""
+    first, _, rest = key.partition(".")
+    return {first: _nested(rest, value) if rest else value}
 
 
 def _open_null_sections(config: DictConfig, key: str, value: Any) -> None:

@@ -20,6 +20,16 @@ from s2s_parallel.atomic_file import write_atomically
 
 ENVIRONMENT, CHANGES = "environment.json", "changes.patch"
 _GIT_TIMEOUT_S = 20.0
+# Whatever the user's git config says of diffs, `git apply` has to take them.
+_PLAIN = (
+    "--binary",
+    "--no-color",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--no-relative",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+)
 _MAX_PATCH_BYTES = 20 * 2**20
 
 
@@ -31,7 +41,7 @@ def write_environment(run: Path) -> None:
     number = 1 + len(list(run.glob("environment*.json")))
     suffix = "" if number == 1 else f"-{number}"
     code = Path(__file__).parent
-    patch = _git(code, "diff", "HEAD", "--binary")
+    patch = _git(code, "diff", "HEAD", *_PLAIN)
     if patch:
         kept = patch if len(patch) <= _MAX_PATCH_BYTES else b"too large: the first files are " + patch[:2000]
         write_atomically(_with_suffix(run / CHANGES, suffix), lambda file: file.write(kept))

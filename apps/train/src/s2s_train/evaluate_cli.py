@@ -81,7 +81,7 @@ def add_predict(commands: Commands[Any]) -> None:
     )
     predict.add_argument("model", metavar="MODEL", type=Path, help="a run's folder, a checkpoint in it, or an export")
     predict.add_argument("inputs", metavar="INPUT", nargs="+", help="audio file, folder of them, Shar folder, set:NAME")
-    predict.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder to write")
+    predict.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder to write: new, or empty")
     predict.add_argument("--checkpoint", metavar="FILE", default="last", help="of a run: last (default), best, a file")
     predict.add_argument("--batch-size", metavar="B", type=int, default=8, help="recordings at once (default: 8)")
     predict.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")

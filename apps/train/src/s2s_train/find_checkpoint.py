@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from s2s_parallel.checkpoint_folder import whole_path
+from s2s_parallel.checkpoint_folder import METADATA, whole_path
 from s2s_train.run_folder import RunFolder
 
 LAST, BEST = "last", "best"
@@ -21,15 +21,21 @@ def find_checkpoint(run: RunFolder, asked: str, option: str) -> Path:
 
     Raises:
         FileNotFoundError: it isn't there; the message lists those that are.
-        ValueError: it is damaged, or the run doesn't know its best one.
+        ValueError: it is damaged or none, or the run doesn't know its best one.
     """
+    if not Path(asked).name:
+        raise ValueError(f"{option} {asked!r} is no checkpoint: give {LAST}, {BEST} or a path{_others(run)}")
     if asked == LAST:
         found = existing(run, run.last_checkpoint)
     elif asked == BEST:
         found = _best(run, option)
     else:
         given = Path(asked)
-        found = given if whole_path(given).exists() else existing(run, run.checkpoints / given.name)
+        # only of a bare name: where a path leads nowhere, another run's checkpoint isn't meant to be one of this run
+        is_name = asked == given.name and not whole_path(given).exists()
+        found = existing(run, run.checkpoints / asked if is_name else given)
+    if found.is_dir() and not (found / METADATA).is_file():
+        raise ValueError(f"{found} is a folder, but no checkpoint: give another with {option}{_others(run)}")
     if found.is_file() and not zipfile.is_zipfile(found):
         raise ValueError(f"checkpoint {found} is damaged: give another with {option}{_others(run)}")
     return found

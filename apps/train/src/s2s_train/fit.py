@@ -16,10 +16,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from s2s_eval.report import write_report
 from s2s_parallel.checkpoint import AtomicCheckpointIO
-from s2s_parallel.checkpoint_folder import whole_path
 from s2s_parallel.mismatch import explain_mismatch
 from s2s_train.callbacks import RunFolderBegins, StepSeed
-from s2s_train.checkpoints import build_checkpoints
+from s2s_train.checkpoints import LastCheckpoint, build_checkpoints
 from s2s_train.config import AppConfig
 from s2s_train.data_module import DuplexDataModule
 from s2s_train.loggers import JsonlLogger, MetricsFollowSteps, build_loggers
@@ -98,6 +97,8 @@ def _stopped(trainer: Trainer, folder: RunFolder, number: int, to_requeue: bool)
     if _is_lightnings_child(trainer):  # Lightning kills the main process for a child that fails
         return RunStopped(said, 0)
     job = slurm_job()
+    if to_requeue and not any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks):
+        return RunStopped(f"{said}; it isn't requeued, as last.ckpt is turned off", EXIT_SIGNAL + number)
     if not to_requeue or job is None or number == signal.SIGINT:
         return RunStopped(said, EXIT_SIGNAL + number)
     if not trainer.is_global_zero:
@@ -110,8 +111,8 @@ def _stopped(trainer: Trainer, folder: RunFolder, number: int, to_requeue: bool)
 
 
 def _where_stopped(trainer: Trainer, folder: RunFolder, why: str) -> str:
-    last = folder.last_checkpoint
-    start = f"from {last}, as it was last saved" if whole_path(last).exists() else "at step 0, as nothing was saved yet"
+    last = folder.newest_checkpoint()
+    start = f"from {last}, as it was last saved" if last else "at step 0, as nothing was saved yet"
     return f"{why}: stopped at step {trainer.global_step}; the same command goes on {start}"
 
 

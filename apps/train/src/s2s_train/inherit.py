@@ -39,6 +39,7 @@ class ConfigFiles:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files: list[ConfigFile] = []
+        self._counted: set[Path] = set()  # a base of two bases counts once: again it would undo what the first one says
         self._collect(path, [])
 
     def locate(self, key: str) -> str:
@@ -63,7 +64,10 @@ class ConfigFiles:
                     f" {INHERIT}: base.yaml (or a list of files, the later ones win), and its own keys win over theirs"
                 )
         for base in _bases(content.pop(INHERIT, None), lines):
-            self._collect(path.parent / Path(base).expanduser(), [*heirs, path])
+            found = path.parent / Path(base).expanduser()
+            if found.resolve() not in self._counted:
+                self._collect(found, [*heirs, path])
+        self._counted.add(path.resolve())
         self.files.append(ConfigFile(lines, content))
 
 

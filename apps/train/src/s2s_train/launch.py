@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s2s_parallel.mesh import resolve_mesh
+from s2s_train.allocation import INTERACTIVE
 from s2s_train.config import AppConfig, load_config, mesh_arguments
 from s2s_train.run_folder import RunFolder
 from s2s_train.slurm_job import DATA_SEED, WARNING_S, Job, seconds_of
@@ -122,7 +123,9 @@ def launch(args: LaunchArgs) -> list[str]:
     """
     cfg = checked_config(args)
     folder = RunFolder.of(cfg).path / "slurm"
-    name = str(cfg.name)
+    name = Path(str(cfg.name)).name
+    if name in INTERACTIVE:
+        raise ValueError(f"name={name}: a job of this name counts as an interactive shell, give the run another one")
     script = folder / f"{name}.sub"
     job = Job(
         name=name,
@@ -139,11 +142,13 @@ def launch(args: LaunchArgs) -> list[str]:
         container=args.container,
         container_mounts=args.container_mounts,
         chdir=str(Path.cwd()),
-        output=str(folder / "%j.out"),
+        output=f"{str(folder).replace('%', '%%')}/%j.out",
     )
+    text = job.text()
     seeds = [secrets.randbelow(2**31) for _ in range(args.jobs)] if args.jobs > 1 else [None]
+    _tell_of_an_early_end(cfg, args)
     if args.dry_run:
-        print(f"# {script}\n{job.text()}")
+        print(f"# {script}\n{text}")
         for number, seed in enumerate(seeds):
             print(" ".join(_as_shell(_command(script, f"JOB{number}" if number else None, seed), seed)))
         return []
@@ -152,7 +157,7 @@ def launch(args: LaunchArgs) -> list[str]:
             "there is no sbatch here: run this on the cluster's login node, or add --dry-run to see the job"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    script.write_text(job.text())
+    script.write_text(text)
     return _submit_all(script, seeds)
 
 
@@ -175,6 +180,20 @@ def checked_config(args: LaunchArgs) -> AppConfig:
         keys = ("data_parallel_size", "tensor_parallel_size", "replicate_size")
         resolve_mesh(args.nodes * args.gpus_per_node, **{key: mesh[key] for key in keys if key in mesh})
     return cfg
+
+
+def _tell_of_an_early_end(cfg: AppConfig, args: LaunchArgs) -> None:
+    """Say that a single job won't be requeued, where the run ends itself before SLURM warns it."""
+    given = cfg.exp_manager.max_time_per_run
+    if given is None or args.jobs > 1:
+        return
+    from s2s_train.stop_signals import seconds  # imports Lightning
+
+    if (seconds(given) or 0) < seconds_of(args.time) - WARNING_S:
+        print(
+            f"note: exp_manager.max_time_per_run={given} ends the run before SLURM's warning of --time {args.time}, and"
+            " the job isn't requeued then: set it to null, or give --jobs N"
+        )
 
 
 def _check_flags(args: LaunchArgs) -> None:

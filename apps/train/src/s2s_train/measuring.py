@@ -22,7 +22,7 @@ FlopsOfBatch = Callable[[int, int], StepFlops]
 class Measuring(Callback):
     """Logs at each log step, as means since the one before:
 
-    - `audio_s_per_s`: seconds of dialogue trained on per second, over all data parallel ranks;
+    - `audio_s_per_s`: seconds of dialogue trained on per second: this data parallel rank's, times their number;
     - `data_wait_share`: the share of the time in which this process waited for a batch;
     - `memory_gib`: the most memory that this GPU's tensors took;
     - `mfu`: operations of forward and backward that the trained network needs, by `s2s_parallel.speed.flops_of_step` of
@@ -41,7 +41,8 @@ class Measuring(Callback):
         self._clock = Clock()
         self._lens: list[torch.Tensor] = []
         self._num_flops = 0.0
-        self._waited_before_s = 0.0
+        self._waited_s = 0.0  # while the clock ran, up to its last stop
+        self._waited_before_s = 0.0  # by all that there was when the clock started
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -76,10 +77,7 @@ class Measuring(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock until the next batch of training."""
-        self._clock.stop()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What validation waited for isn't training's wait."""
+        self._waited_s = self._waited(trainer)
         self._clock.stop()
 
     def _measure(self, trainer: Trainer) -> dict[str, float]:
@@ -88,15 +86,19 @@ class Measuring(Callback):
         num_ranks = data_parallel_place(trainer).num_ranks
         measured = {
             "audio_s_per_s": audio_s * num_ranks / time_s,
-            "data_wait_share": min((_waited_s(trainer) - self._waited_before_s) / time_s, 1.0),
+            "data_wait_share": min(self._waited(trainer) / time_s, 1.0),
         }
         if self._gpu is not None and self._flops is not None:
             flops = StepFlops(llm=self._num_flops, encoder=0.0, recomputed=0.0)
             measured["mfu"] = mfu(flops, time_s, self._gpu, trainer.world_size // num_ranks)
         return measured
 
+    def _waited(self, trainer: Trainer) -> float:
+        """Seconds of the clock's in which training waited for batches."""
+        return self._waited_s + (_waited_s(trainer) - self._waited_before_s if self._clock.runs else 0.0)
+
     def _forget(self, trainer: Trainer) -> None:
-        self._lens, self._num_flops = [], 0.0
+        self._lens, self._num_flops, self._waited_s = [], 0.0, 0.0
         self._waited_before_s = _waited_s(trainer)
         self._clock.restart()
 

@@ -57,7 +57,7 @@ def prepare(args: PredictArgs) -> Trained:
 
     Raises:
         FileNotFoundError: no such model or input.
-        FileExistsError: `out` holds predictions already.
+        FileExistsError: `out` holds files already.
         ValueError: a number or an input that means nothing.
     """
     from s2s_model.pretrained import is_export
@@ -66,6 +66,11 @@ def prepare(args: PredictArgs) -> Trained:
         raise ValueError(f"--batch-size is {args.batch_size}: give 1 or more")
     if (args.out / PREDICTIONS).exists():
         raise FileExistsError(f"{args.out} holds predictions already: give another --out, or remove it")
+    if args.out.exists() and any(args.out.iterdir()):
+        raise FileExistsError(
+            f"{args.out} isn't empty, and files there could have the names of answers, as recordings have: give another"
+            " --out"
+        )
     if is_export(args.model):
         trained = Trained(args.model)
     else:
@@ -191,6 +196,10 @@ def _write_wavs(
 
 
 def _file_name(name: str) -> str:
-    """A name for the file system; an id with other characters gets a hash, so that no two meet."""
+    """A name for the file system; an id that another one's files could have gets a hash, so that no two meet."""
     safe = re.sub(r"[^\w.-]", "_", name)
-    return safe if safe == name else f"{safe}-{hashlib.sha1(name.encode()).hexdigest()[:8]}"
+    return (
+        safe
+        if safe == name and not name.lower().endswith(".agent")
+        else f"{safe}-{hashlib.sha1(name.encode()).hexdigest()[:8]}"
+    )

@@ -28,6 +28,7 @@ class LineProgress(ProgressBar):
         super().__init__()
         self._every_n_steps = every_n_steps
         self._enabled = True
+        self._last_step = 0
         self._pace = Pace()
 
     def disable(self) -> None:
@@ -46,8 +47,9 @@ class LineProgress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Print at log steps."""
-        step = trainer.global_step
-        if self._enabled and step % self._every_n_steps == 0 and step > self._pace.first_step:
+        step, last = trainer.global_step, self._last_step
+        self._last_step = step  # a batch that only accumulates gradients comes at the same step again
+        if self._enabled and step % self._every_n_steps == 0 and step > max(last, self._pace.first_step):
             metrics = _shown(self.get_metrics(trainer, pl_module))
             print(f"step {step}{self._of_total(trainer, step)} | {metrics}", flush=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +52,13 @@ def read_inputs(
     Raises:
         ValueError: audio that can't be read, or a file of several channels with no `channel`.
     """
-    counts: dict[str, int] = {}
+    taken: set[str] = set()
     for given in inputs:
         for name, audio_S in _read(given, cfg, rate_hz, channel):
-            counts[name] = counts.get(name, 0) + 1
-            yield Heard(name if counts[name] == 1 else f"{name}-{counts[name]}", given, audio_S)
+            names = chain([name], (f"{name}-{number}" for number in count(2)))
+            unique = next(each for each in names if each not in taken)
+            taken.add(unique)
+            yield Heard(unique, given, audio_S)
 
 
 def audio_files(path: Path) -> list[Path]:

@@ -84,10 +84,10 @@ class RunFolder:
             ValueError: the folder holds a run and resume_if_exists is false: nothing is overwritten.
         """
         if exp.resume_if_exists:
-            own = self._newest_checkpoint()
+            own = self.newest_checkpoint()
             if own:
                 return own
-        elif self.metrics.exists() or self._newest_checkpoint():
+        elif self.metrics.exists() or self.newest_checkpoint():
             raise ValueError(
                 f"{self.path} already holds a run, and exp_manager.resume_if_exists is false:"
                 " give another name=..., or move the folder away"
@@ -104,8 +104,8 @@ class RunFolder:
             )
         return None
 
-    def _newest_checkpoint(self) -> Path | None:
-        """last.ckpt, or the newest whole one where last.ckpt is damaged or missing."""
+    def newest_checkpoint(self) -> Path | None:
+        """Return last.ckpt, or the newest whole one where last.ckpt is damaged or missing; None if there is none."""
         from s2s_parallel.checkpoint import is_complete  # imports Lightning: a typo needn't wait ten seconds for it
 
         recover(self.last_checkpoint)

@@ -34,7 +34,16 @@ class Job:
     output: str = "%x-%j.out"
 
     def text(self) -> str:
-        """Return the script."""
+        """Return the script.
+
+        Raises:
+            ValueError: a line break in what stands in a comment, whose next line would be run.
+        """
+        for value in (self.name, self.script, self.output, *self._named().values()):
+            if value and len(value.splitlines()) > 1:
+                raise ValueError(
+                    f"{value!r} has a line break, which a job script can't take: give another name or path"
+                )
         lines = [
             "#!/usr/bin/env bash",
             f"# One job: sbatch {shlex.quote(self.script)} [key=value ...]",
@@ -48,14 +57,16 @@ class Job:
 
     def _directives(self) -> list[str]:
         gpus = f" --gpus-per-node={self.tasks_per_node}" if self.on_gpus else ""
-        named = {"account": self.account, "partition": self.partition, "chdir": self.chdir}
         return [
             f"--job-name={shlex.quote(self.name)}",
             f"--nodes={self.nodes} --ntasks-per-node={self.tasks_per_node}{gpus} --cpus-per-task={self.cpus_per_task}",
             f"--time={self.time} --signal=USR1@{WARNING_S}",
             f"--requeue --open-mode=append --output={shlex.quote(self.output)}",
-            *(f"--{option}={shlex.quote(value)}" for option, value in named.items() if value),
+            *(f"--{option}={shlex.quote(value)}" for option, value in self._named().items() if value),
         ]
+
+    def _named(self) -> dict[str, str | None]:
+        return {"account": self.account, "partition": self.partition, "chdir": self.chdir}
 
     def _command(self) -> list[str]:
         srun = 'srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK"'
@@ -63,7 +74,12 @@ class Job:
             mounts = f",{shlex.quote(self.container_mounts)}" if self.container_mounts else ""
             srun += f' --container-image={shlex.quote(self.container)} --container-mounts="$PWD:$PWD"{mounts}'
             srun += ' --container-workdir="$PWD"'
-        root = [] if self.chdir else ['cd "$(git rev-parse --show-toplevel)"  # from wherever sbatch was called']
+        # In two lines: `cd ""` succeeds, and the job would go on outside a repository.
+        found = [
+            "root=$(git rev-parse --show-toplevel)",
+            'cd "$root"  # from wherever in the repository sbatch was called',
+        ]
+        root = [] if self.chdir else found
         path = [] if self.container else ['PATH="$PWD/.venv/bin:$PATH"']
         given = " ".join(shlex.quote(word) for word in (self.cfg, *self.overrides))
         return [

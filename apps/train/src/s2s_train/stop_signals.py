@@ -69,7 +69,12 @@ class StopSignals:
             self._before = {number: signal.signal(number, self._on_signal) for number in STOPPING_SIGNALS}
 
     def teardown(self) -> None:
-        """Give the signals back; the Trainer calls it at its end."""
+        """Give the signals back; the Trainer calls it at its end.
+
+        Not behind a signal: the process is about to end, and a second one mustn't keep its job from being requeued.
+        """
+        if self._signal:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

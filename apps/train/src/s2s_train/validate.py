@@ -35,47 +35,27 @@ class Evaluation:
         return {self.prefix + key[4:] if key.startswith("val_") else key: value for key, value in metrics.items()}
 
     def rename_in(self, loggers: list[Logger]) -> list[Logger]:
-        """Return loggers that log so."""
-        return loggers if self.prefix == "val_" else [_Renaming(logger, self) for logger in loggers]
+        """Let the loggers log so, and return them."""
+        for logger in loggers if self.prefix != VALIDATION.prefix else []:
+            _log_renamed(logger, self)
+        return loggers
 
 
 VALIDATION = Evaluation("validate", "validation_ds", "validations", "limit_val_batches", "val_")
 TEST = Evaluation("test", "test_ds", "tests", "limit_test_batches", "test_")
 
 
-class _Renaming(Logger):
-    """Hands metrics on under other names: model and scorers know of validation alone."""
+def _log_renamed(logger: Logger, what: Evaluation) -> None:
+    """Let the logger rename metrics: model and scorers know of validation alone.
 
-    def __init__(self, inner: Logger, what: Evaluation) -> None:
-        super().__init__()
-        self._inner = inner
-        self._what = what
+    Its own method does so, not a logger around it: scorers give samples to the kinds of loggers that they know.
+    """
+    log_metrics = logger.log_metrics
 
-    @property
-    def name(self) -> str | None:
-        """The inner one's."""
-        return self._inner.name
+    def log_renamed(metrics: Mapping[str, float], step: int | None = None) -> None:
+        log_metrics(what.renamed(metrics), step)
 
-    @property
-    def version(self) -> int | str | None:
-        """The inner one's."""
-        return self._inner.version
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Hand on, renamed."""
-        self._inner.log_metrics(self._what.renamed(metrics), step)
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Hand on."""
-        self._inner.log_hyperparams(params, *args, **kwargs)
-
-    def save(self) -> None:
-        """Hand on."""
-        self._inner.save()
-
-    def finalize(self, status: str) -> None:
-        """Hand on."""
-        self._inner.finalize(status)
+    logger.log_metrics = log_renamed  # type: ignore[method-assign]
 
 
 class StepOfCheckpoint(Callback):
@@ -104,6 +84,8 @@ def validate(
     folder = RunFolder(RunFolder.of(cfg).path / what.folder)
     if not getattr(cfg.data, what.section).datasets:
         raise ValueError(f"data.{what.section}.datasets is empty: there is nothing to {what.name} on")
+    if getattr(cfg.trainer, what.limit) == 0:
+        raise ValueError(f"trainer.{what.limit} is 0: there is nothing to {what.name} on, set it to null or above 0")
     seed_everything(cfg.seed, workers=True, verbose=False)
     jsonl = JsonlLogger(folder.metrics)
     trainer = build_trainer(

@@ -42,14 +42,17 @@ class TransformersAsr(TorchModel):
                 f"scoring_asr: transformers could not load {config.model!r}: {one_line(error)}. Check the name or "
                 "folder, or give one that is on this machine"
             ) from error
-        if self._pipeline.feature_extractor is None or self._pipeline.tokenizer is None:
+        extractor = self._pipeline.feature_extractor
+        if extractor is None or self._pipeline.tokenizer is None:
             raise ValueError(
                 f"scoring_asr: transformers:{config.model} has no feature extractor or no tokenizer: save both beside "
                 "the model"
             )
         super().__init__(self._pipeline.model, config.device)
-        self._batch_size = config.batch_size
-        self._sample_rate_hz = int(self._pipeline.feature_extractor.sampling_rate)
+        # without a mask the padding of the shorter ones is heard too, and what is in a batch changes what they say
+        hears_padding = not (self._pipeline.model.can_generate() or extractor.return_attention_mask)
+        self._batch_size = 1 if hears_padding else config.batch_size
+        self._sample_rate_hz = int(extractor.sampling_rate)
         self._generation = _generation(self._pipeline, config)
 
     def transcribe(self, audios: Sequence[Samples | Tensor], sample_rate: int) -> list[str]:

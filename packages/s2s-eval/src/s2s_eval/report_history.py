@@ -38,6 +38,7 @@ class Validation:
     metrics: dict[str, float]
     about: dict[str, str]
     has_page: bool
+    datasets: list[str] | None  # names of their folders; None: an older run's, all that there are
 
 
 def find_validations(run: Path) -> list[Validation]:
@@ -47,7 +48,8 @@ def find_validations(run: Path) -> list[Validation]:
         scores = json.loads(path.read_text(encoding="utf-8"))
         has_page = (path.parent / "report.html").exists()
         metrics = _finite_only(scores.get("metrics", {}))
-        found.append(Validation(scores["step"], path.parent, metrics, scores.get("about", {}), has_page))
+        about, datasets = scores.get("about", {}), scores.get("datasets")
+        found.append(Validation(scores["step"], path.parent, metrics, about, has_page, datasets))
     return sorted(found, key=lambda validation: validation.step)
 
 
@@ -63,8 +65,8 @@ def metrics_rows(run: Path, validations: Iterable[Validation]) -> dict[int, dict
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(row, dict) and "step" in row:
-            rows.setdefault(int(row["step"]), {}).update(_finite_only(row))
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.setdefault(row["step"], {}).update(_finite_only(row))
     for validation in validations:
         rows.setdefault(validation.step, {}).update(validation.metrics)
     return dict(sorted(rows.items()))

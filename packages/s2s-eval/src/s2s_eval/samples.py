@@ -23,6 +23,9 @@ from s2s_eval.dialogue_scores import DialogueScore, asr_bleu, asr_wer, mean_late
 
 SCORES_FILE = "scores.json"
 DIALOGUES_FILE = "dialogues.jsonl"
+REFERENCE_SUFFIX = ".reference"  # of a reference's wav
+RESERVED = re.compile(rf"{re.escape(SCORES_FILE)}|report\.html|.*{re.escape(REFERENCE_SUFFIX)}|")  # names taken
+MAX_NAME_BYTES = 120  # what file systems take is 255, with suffixes and a hash
 
 
 class Wavs(NamedTuple):
@@ -68,7 +71,7 @@ class SampleKeeper:
 
 def kept_ids(cut_ids: Sequence[str] | dict[str, Any], max_per_dataset: int) -> list[str]:
     """Return the ids whose audio is written."""
-    return sorted(set(cut_ids), key=lambda cut_id: hashlib.sha1(cut_id.encode()).digest())[:max_per_dataset]
+    return sorted(set(cut_ids), key=lambda cut_id: _sha1(cut_id).digest())[:max_per_dataset]
 
 
 def step_dir(run_dir: Path, step: int) -> Path:
@@ -88,7 +91,7 @@ def write_audio(folder: Path, dialogues: Sequence[DialogueScore], keeper: Sample
 def wav_paths(folder: Path, dataset: str, cut_id: str) -> Wavs:
     """Return where a dialogue's audio is in the folder of a validation, if it was kept."""
     stem = folder / _file_name(dataset) / _file_name(cut_id)
-    return Wavs(stem.with_name(f"{stem.name}.wav"), stem.with_name(f"{stem.name}.reference.wav"))
+    return Wavs(stem.with_name(f"{stem.name}.wav"), stem.with_name(f"{stem.name}{REFERENCE_SUFFIX}.wav"))
 
 
 def write_scores(
@@ -112,7 +115,9 @@ def write_scores(
         path.parent.mkdir(exist_ok=True)
         records = (_record(dialogue, dialogue.cut_id in kept, language) for dialogue in members)
         path.write_text("".join(json.dumps(finite(record), allow_nan=False) + "\n" for record in records))
-    scores = finite({"step": step, "metrics": metrics, "about": about})
+    # the folder may hold others, of a validation of this step that came before
+    datasets = sorted({_file_name(dialogue.dataset) for dialogue in dialogues})
+    scores = finite({"step": step, "metrics": metrics, "about": about, "datasets": datasets})
     unfinished = folder / f"{SCORES_FILE}.part"
     unfinished.write_text(json.dumps(scores, indent=1, allow_nan=False) + "\n")
     unfinished.replace(folder / SCORES_FILE)
@@ -141,7 +146,7 @@ def _record(dialogue: DialogueScore, has_audio: bool, language: str) -> dict[str
     name = _file_name(dialogue.cut_id)
     return record | {
         "wav": f"{name}.wav" if has_audio else None,
-        "reference_wav": f"{name}.reference.wav" if has_audio else None,
+        "reference_wav": f"{name}{REFERENCE_SUFFIX}.wav" if has_audio else None,
         "asr_wer": asr_wer([dialogue], language),
         "asr_bleu": asr_bleu([dialogue], language),
         "latency_s": mean_latency_s(dialogue),
@@ -166,6 +171,17 @@ def _resample(samples: Samples, from_hz: int, to_hz: int) -> Samples:
 
 
 def _file_name(name: str) -> str:
-    """Return a name for the file system; an id with other characters gets a hash, so that no two meet."""
-    safe = re.sub(r"[^\w.-]", "_", name)
-    return safe if safe == name else f"{safe}-{hashlib.sha1(name.encode()).hexdigest()[:8]}"
+    """Return a name for the file system, one that stays in its folder.
+
+    An id with other characters, or too long, or with the name of another file gets a hash, so that no two meet.
+    """
+    safe = re.sub(r"[^\w.-]|^\.", "_", name)
+    short = safe.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+    if short == name and not RESERVED.fullmatch(name):
+        return name
+    return f"{short}-{_sha1(name).hexdigest()[:8]}"
+
+
+def _sha1(name: str) -> "hashlib._Hash":
+    # half a character, which a manifest may have, has no UTF-8
+    return hashlib.sha1(name.encode(errors="surrogatepass"), usedforsecurity=False)

@@ -7,17 +7,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from s2s_eval.batch_scoring import ScoredDialogue, score_batch
-from s2s_eval.config import ScoringConfig
+from s2s_eval.config import ScoringConfig, check_config
 from s2s_eval.dialogue_scores import DialogueScore, one_per_dialogue, validation_metrics
 from s2s_eval.folders.audio import RIGHT, named
 from s2s_eval.folders.batches import Kind, batches, read_batch, written_turns
 from s2s_eval.folders.pairs import Pair, find_pairs
 from s2s_eval.folders.texts import Turn
 from s2s_eval.metrics import bleu_signature
-from s2s_eval.report import write_report
+from s2s_eval.report import REPORT_FILE, write_report
 from s2s_eval.samples import SampleKeeper, step_dir, write_audio, write_scores
 from s2s_eval.scorers import Scorers
-from s2s_eval.text import check_language
 
 # metrics that need the model's own text, and those that need it turn by turn
 TEXT_METRICS = "val_txt_"
@@ -51,7 +50,7 @@ def score_folders(
     channels (0: left). Memory doesn't grow with the number of files. Raises ValueError for what a user can change: a
     folder, a file, ids without a partner (unless ``allow_missing``), the recogniser.
     """
-    check_language(config.language)
+    check_config(config)
     with Scorers(config) as scorers:
         pairs, notes = find_pairs(Path(hyp), Path(ref), agent_channel, allow_missing=allow_missing)
         notes = notes + _text_notes(pairs, allow_missing=allow_missing)
@@ -85,7 +84,7 @@ def score_folders(
 
 
 def write_folder_scores(scores: FolderScores, out: str | Path, config: ScoringConfig, step: int = 0) -> Path:
-    """Write scores, texts, audio to listen to and the report into the folder ``out``; return the report's path.
+    """Write scores, texts, audio to listen to and the report into the folder ``out``; return the path of its page.
 
     ``out`` is laid out as a run: the scores of several steps may lie in one. Raises ValueError as
     :func:`refuse_step` does.
@@ -95,7 +94,11 @@ def write_folder_scores(scores: FolderScores, out: str | Path, config: ScoringCo
     limit = config.max_samples_per_dataset
     write_audio(folder, scores.dialogues, scores.keeper, limit)
     write_scores(folder, step, scores.dialogues, scores.metrics, limit, scores.about)
-    return write_report(out)
+    page = write_report(out, step)
+    newest = Path(out) / REPORT_FILE
+    if page != newest.resolve():
+        write_report(out)  # the newest one's names this one, too
+    return page
 
 
 def refuse_step(out: str | Path, step: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from s2s_eval.batch_scoring import score_batch
-from s2s_eval.config import ScoringConfig
+from s2s_eval.config import ScoringConfig, check_config
 from s2s_eval.dialogue_scores import DialogueScore, one_per_dialogue, validation_metrics
 from s2s_eval.gather import gather_lists
 from s2s_eval.memory import forget_frames, free_memory
@@ -19,7 +19,6 @@ from s2s_eval.report import write_report
 from s2s_eval.run_loggers import log_dialogues
 from s2s_eval.samples import SampleKeeper, step_dir, write_audio, write_scores
 from s2s_eval.scorers import Scorers
-from s2s_eval.text import check_language
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +33,10 @@ class ValidationScoring(pl.Callback):
     """
 
     def __init__(self, config: ScoringConfig, run_dir: str | Path | None = None) -> None:
-        """Without ``run_dir`` neither samples nor a report are written. Raises ValueError on a bad scoring_asr."""
+        """Without ``run_dir`` neither samples nor a report are written. Raises ValueError on a bad config."""
         self.config = config
         self.run_dir = None if run_dir is None else Path(run_dir)
-        check_language(config.language)
+        check_config(config)
         self.scorers = Scorers(config)  # checked now, not at the first validation, hours into the run
         self._dialogues: list[DialogueScore] = []  # of this rank
         self._scored: list[DialogueScore] = []  # of all ranks, once the validation is scored
@@ -90,12 +89,11 @@ class ValidationScoring(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the report and show samples to the loggers, once these have this validation's metrics."""
         free_memory()  # what decoding took of the GPU and torch keeps for later
-        if self.run_dir is None or self._is_off(trainer):
-            return
-        trainer.strategy.barrier("s2s_eval_samples")  # by then every rank has written its wavs
-        if trainer.is_global_zero:
-            self._show(trainer, self.run_dir)
-        self._scored = []
+        if self.run_dir is not None and not self._is_off(trainer):
+            trainer.strategy.barrier("s2s_eval_samples")  # by then every rank has written its wavs
+            if trainer.is_global_zero:
+                self._show(trainer, self.run_dir)
+        self._forget()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Free everything, whatever happened."""
@@ -126,7 +124,7 @@ class ValidationScoring(pl.Callback):
         return bool(trainer.sanity_checking) and not self.config.score_sanity_check
 
     def _forget(self) -> None:
-        self._dialogues = []
+        self._dialogues, self._scored = [], []
         self._keeper = SampleKeeper(self.config.max_samples_per_dataset)
 
     def _write_samples(

@@ -51,12 +51,12 @@ def turn_windows(turns: Sequence[TurnLike], audio_end_s: float, early_start_s: f
 
     A window starts ``early_start_s`` before its turn, for a model may answer early, but never before the turn ahead
     of it has ended (or, where turns overlap, before its own start), and ends where the next begins: every moment
-    belongs to one turn at most. The last window goes to the audio's end.
+    belongs to one turn at most. The last window goes to the audio's end. A turn may begin before the audio does.
     """
     starts = []
     previous_end_s = 0.0
     for turn in turns:
-        starts.append(max(turn.start_s - early_start_s, min(previous_end_s, turn.start_s)))
+        starts.append(max(0.0, turn.start_s - early_start_s, min(previous_end_s, turn.start_s)))
         previous_end_s = turn.start_s + turn.duration_s
     ends = [*starts[1:], max(audio_end_s, starts[-1])] if starts else []
     return [Window(start, end) for start, end in zip(starts, ends, strict=True)]

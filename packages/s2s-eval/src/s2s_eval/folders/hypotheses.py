@@ -8,7 +8,6 @@ from s2s_eval.folders.audio import Track, find_speech, probe, sides
 from s2s_eval.folders.texts import Turn, read_records, read_text, read_turns, records_path, string_of, turns_of
 
 TEXT_SUFFIX = ".hyp"  # ID.hyp.txt, ID.hyp.json: the model's own text
-REFERENCE_SUFFIX = ".reference"  # ID.reference.wav: there validation writes the reference agent
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from s2s_eval.folders.audio import LEFT, RIGHT, Track, file_id, find_speech, probe, sides
-from s2s_eval.folders.hypotheses import REFERENCE_SUFFIX, TEXT_SUFFIX, Hypothesis
+from s2s_eval.folders.hypotheses import TEXT_SUFFIX, Hypothesis
 from s2s_eval.folders.texts import Turn, read_records, read_text, read_turns, records_path, string_of, turns_of
-from s2s_eval.samples import DIALOGUES_FILE
+from s2s_eval.samples import DIALOGUES_FILE, REFERENCE_SUFFIX
 
 
 @dataclass(frozen=True)
