@@ -357,3 +357,21 @@ def test_a_resumed_run_follows_the_schedule_of_its_config_not_of_its_checkpoint(
     uncut = fit(build(8), tmp_path, 6)
     assert resumed.global_step == 6
     assert resumed.optimizers[0].param_groups[0]["lr"] == pytest.approx(uncut.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("schedule", [None, {"_target_": "torch.optim.lr_scheduler.ExponentialLR", "gamma": 0.5}])
+def test_a_resumed_run_has_the_rates_of_its_config_not_of_its_checkpoint(schedule, config, tmp_path, caplog):
+    def build(rate, weight_decay):
+        optimizer = {"_target_": "torch.optim.AdamW", "lr": rate, "betas": [0.9, 0.98], "weight_decay": weight_decay}
+        return DuplexS2SModel(config | {"optimizer": optimizer, "lr_scheduler": schedule})
+
+    fit(build(1e-3, 0.01), tmp_path, 2).save_checkpoint(tmp_path / "last.ckpt")
+    same = fit(build(1e-3, 0.01), tmp_path, 4, checkpoint=str(tmp_path / "last.ckpt"))
+    assert "as the config has it now" not in caplog.text
+    other = fit(build(2e-4, 0.2), tmp_path, 4, checkpoint=str(tmp_path / "last.ckpt"))
+    assert "the optimizer's lr of parameter group 0 goes from 0.001 to 0.0002" in caplog.text
+    for group, before in zip(other.optimizers[0].param_groups, same.optimizers[0].param_groups, strict=True):
+        assert group["lr"] == pytest.approx(before["lr"] / 5)
+        assert group["betas"] == (0.9, 0.98)
+    decays = [group["weight_decay"] for group in other.optimizers[0].param_groups]
+    assert decays == [0.2, 0.0]

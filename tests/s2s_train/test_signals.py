@@ -252,7 +252,7 @@ def test_a_slurm_job_is_requeued_unless_someone_ended_it(folder, corpus, monkeyp
     ("override", "goes_on"),
     [
         ("exp_manager.create_checkpoint_callback=false", "at step 0, as nothing was saved yet"),
-        ("exp_manager.checkpoint_callback_params.save_last=false", "checkpoints/step=2.ckpt, as it was last saved"),
+        ("exp_manager.checkpoint_callback_params.save_last=false", "checkpoints/step=2.ckpt, its last checkpoint"),
     ],
 )
 def test_a_job_that_does_not_save_where_it_stops_is_not_requeued(folder, corpus, monkeypatch, override, goes_on):

@@ -34,7 +34,7 @@ def add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("cfg", metavar="CFG", type=Path, help="YAML config")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="config keys by dotted path")
     parser.add_argument("--buckets", type=int, metavar="N", help="bins estimated from the training data (default: 8)")
-    parser.add_argument("--bins", type=_numbers, metavar="S,S,...", help="the bins' longest durations, seconds")
+    parser.add_argument("--bins", type=seconds, metavar="S,S,...", help="the bins' longest durations, seconds")
     parser.add_argument(
         "--memory-share",
         type=float,
@@ -75,5 +75,6 @@ def run_calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def seconds(text: str) -> tuple[float, ...]:
+    """Return the numbers of "5,10,20"; the name is what argparse tells of another text."""
     return tuple(float(number) for number in text.split(","))

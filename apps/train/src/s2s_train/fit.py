@@ -112,7 +112,7 @@ def _stopped(trainer: Trainer, folder: RunFolder, number: int, to_requeue: bool)
 
 def _where_stopped(trainer: Trainer, folder: RunFolder, why: str) -> str:
     last = folder.newest_checkpoint()
-    start = f"from {last}, as it was last saved" if last else "at step 0, as nothing was saved yet"
+    start = f"from {last}, its last checkpoint" if last else "at step 0, as nothing was saved yet"
     return f"{why}: stopped at step {trainer.global_step}; the same command goes on {start}"
 
 

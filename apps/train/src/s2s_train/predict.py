@@ -95,12 +95,17 @@ def predict(args: PredictArgs, trained: Trained) -> Path:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / PREDICTIONS
     num_done = 0
-    with path.open("w", encoding="utf-8") as file:
-        heard = read_inputs(args.inputs, trained.cfg, model.source_sample_rate, args.channel)
-        for batch in _batches(heard, args.batch_size):
-            _answer(model, batch, args.out, file, config=generation, generator=generator)
-            num_done += len(batch)
-            print(f"{num_done} recordings answered", flush=True)
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            heard = read_inputs(args.inputs, trained.cfg, model.source_sample_rate, args.channel)
+            for batch in _batches(heard, args.batch_size):
+                _answer(model, batch, args.out, file, config=generation, generator=generator)
+                num_done += len(batch)
+                print(f"{num_done} recordings answered", flush=True)
+    except BaseException:
+        if not num_done:  # so that the same command can be given again
+            path.unlink()
+        raise
     return path
 
 

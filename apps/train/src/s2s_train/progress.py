@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
+from s2s_train.headline import headline_of_all
+
 # Losses, then what tells how fast training goes and what holds it up.
 _SHOWN = (
     "train_loss",
@@ -59,10 +61,10 @@ class LineProgress(ProgressBar):
             print(f"step {trainer.global_step} | validating", flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the validation's metrics."""
+        """Print the validation's main figures."""
         if self._enabled and not trainer.sanity_checking:
-            metrics = {name: value for name, value in trainer.callback_metrics.items() if "val_" in name}
-            print(f"step {trainer.global_step} | {_shown(metrics)}", flush=True)
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            print(f"step {trainer.global_step} | validated: {headline_of_all(metrics)}", flush=True)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The losses and measures too, and not the logger's version number."""

@@ -31,17 +31,20 @@ class Heard:
 
 
 def check_inputs(inputs: Sequence[str], cfg: AppConfig | None) -> None:
-    """Look for every input, without reading audio; `cfg` is the run's, None for an export.
+    """Look for every input, and into the headers of audio files; `cfg` is the run's, None for an export.
 
     Raises:
         FileNotFoundError: a path isn't there, or a folder has neither audio nor a Shar.
-        ValueError: a set that the run's config doesn't have.
+        ValueError: a set that the run's config doesn't have, or files that are no audio, all of them named.
     """
+    broken: list[Path] = []
     for given in inputs:
         if given.startswith(SET):
             _set(given, cfg)
         elif not _is_shar(Path(given)):
-            audio_files(Path(given))
+            broken += [path for path in audio_files(Path(given)) if not _has_audio(path)]
+    if broken:
+        raise ValueError(f"no audio can be read from {', '.join(map(str, broken))}: mend them or take them away")
 
 
 def read_inputs(
@@ -119,6 +122,15 @@ def _read_file(path: Path, rate_hz: int, channel: int | None) -> Any:
     if not len(audio):
         raise ValueError(f"{path} is empty")
     return soxr.resample(np.ascontiguousarray(audio[:, channel or 0]), file_rate_hz, rate_hz)
+
+
+def _has_audio(path: Path) -> bool:
+    import soundfile
+
+    try:
+        return bool(soundfile.info(path).frames)
+    except soundfile.LibsndfileError:
+        return False
 
 
 def _is_shar(path: Path) -> bool:

@@ -88,7 +88,7 @@ class StopSignals:
         if not self._signal:
             self._signal = number
             again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
-            _write(f"{signal.Signals(number).name}: the run stops behind this step and saves{again}\n")
+            _write(f"{signal.Signals(number).name}: the run stops behind this batch and saves{again}\n")
 
     def _is_second_interrupt(self) -> bool:
         now = time.monotonic()

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
+from s2s_train.headline import headline
 from s2s_train.run_folder import RunFolder
+
+TRAINING = ("train_loss", "train_text_loss", "train_audio_loss", "audio_s_per_s", "mfu", "memory_gib")
 
 
 def print_summary(folder: RunFolder, trainer: Trainer) -> None:
-    """Print the latest value of each metric in metrics.jsonl, and the paths of what the run left."""
+    """Print how far training went, the last validation's main figures, and the paths of what the run left."""
     console = Console()
-    latest = latest_metrics(folder)
-    if latest:
-        table = Table(title=f"{folder.path.name} at step {trainer.global_step}")
-        table.add_column("metric")
-        table.add_column("value", justify="right")
-        table.add_column("step", justify="right")
-        for name, (value, step) in sorted(latest.items()):
-            table.add_row(name, f"{value:.4g}", str(step))
-        console.print(table)
+    latest = {name: value for name, (value, _) in latest_metrics(folder).items()}
+    told = " | ".join(f"{name} {latest[name]:.4g}" for name in TRAINING if name in latest)
+    console.print(f"{folder.path.name} at step {trainer.global_step}" + (f" | {told}" if told else ""), soft_wrap=True)
+    _print_headline(console, latest, "val", folder.metrics)
     if trainer.global_step == trainer.max_steps:
         console.print(f"finished trainer.max_steps={trainer.max_steps}; raise it and run again to go on")
     for title, path in (("checkpoint", folder.last_checkpoint), ("report", folder.report)):
@@ -31,16 +30,24 @@ def print_summary(folder: RunFolder, trainer: Trainer) -> None:
             console.print(f"{title}: {path}", soft_wrap=True, highlight=False)
 
 
-def print_metrics(title: str, metrics: Mapping[str, float]) -> None:
-    """Print the metrics of one validation."""
-    table = Table()
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in sorted(metrics.items()):
-        table.add_row(name, f"{value:.4g}")
+def print_metrics(title: str, metrics: Mapping[str, float], stage: str, file: Path) -> None:
+    """Print the main figures of one validation; all of them are in `file`."""
     console = Console()
     console.print(title, soft_wrap=True, highlight=False)
+    _print_headline(console, metrics, stage, file)
+
+
+def _print_headline(console: Console, metrics: Mapping[str, float], stage: str, file: Path) -> None:
+    titles, rows = headline(metrics, stage)
+    if not rows:
+        return
+    table = Table("data set")
+    for title in titles:
+        table.add_column(title, justify="right")
+    for dataset, cells in rows.items():
+        table.add_row(dataset, *cells)
     console.print(table)
+    console.print(f"all metrics: {file}", soft_wrap=True, highlight=False)
 
 
 def latest_metrics(folder: RunFolder) -> dict[str, tuple[float, int]]:

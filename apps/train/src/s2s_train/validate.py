@@ -104,7 +104,8 @@ def validate(
     say(f"{what.name}: {checkpoint or 'the weights that the config gives'}; results go to {folder.path}")
     with telling_other_models(checkpoint, model):
         metrics = trainer.validate(model, DuplexDataModule(cfg.data, what.section), ckpt_path=checkpoint, verbose=False)
-    rank_zero_only(print_metrics)(f"{checkpoint or cfg.name} at step {trainer.global_step}", what.renamed(metrics[0]))
+    title = f"{checkpoint or cfg.name} at step {trainer.global_step}"
+    rank_zero_only(print_metrics)(title, what.renamed(metrics[0]), what.prefix.rstrip("_"), folder.metrics)
     if folder.report.exists():
         say(f"report: {folder.report}")
     return folder

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from s2s_data.batch import DuplexBatch
 from s2s_model.answering import AnsweringNetwork
 from s2s_model.config import ModelConfig
-from s2s_model.param_groups import build_optimizers, parameter_groups
+from s2s_model.param_groups import build_optimizers, follow_config, parameter_groups
 from s2s_model.step_window import StepWindow
 from s2s_model.validation import ValidationLosses, ValOutput
 from s2s_parallel.buffers import tracking_norms
@@ -179,10 +179,11 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         checkpoint["num_nonfinite_steps"] = self._num_nonfinite_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the config, not the checkpoint, say how the schedule goes on: a run may get more steps."""
+        """Let the config, not the checkpoint, say how it goes on: a run may get more steps, or another rate."""
         self._num_nonfinite_steps = checkpoint.get("num_nonfinite_steps", 0)
         self._check_groups(checkpoint)
-        of_config = {"decay_steps", *(self.cfg.lr_scheduler or {})} - {"last_epoch"}  # where the schedule stands
+        self._follow_config(checkpoint)
+        of_config = {"base_lrs", "decay_steps", *(self.cfg.lr_scheduler or {})} - {"last_epoch"}  # where it stands
         for state in checkpoint.get("lr_schedulers", []):
             for key in of_config & state.keys():
                 del state[key]
@@ -196,6 +197,12 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
                 f"{len(own)}: set model.param_groups and model.decay_norms_and_biases as in that run (a run of "
                 "s2s_model 0.1 had one group: model.decay_norms_and_biases=true)"
             )
+
+    def _follow_config(self, checkpoint: dict[str, Any]) -> None:
+        own = parameter_groups(self, self.cfg.param_groups, self.cfg.decay_norms_and_biases)
+        for state in checkpoint.get("optimizer_states", []):
+            for change in follow_config(state["param_groups"], own, self.cfg.optimizer):
+                log.warning("%s, as the config has it now", change)
 
     # --- validation ----------------------------------------------------------------------------------------
 

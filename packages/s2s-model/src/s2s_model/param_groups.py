@@ -64,6 +64,37 @@ def parameter_groups(
     return [sorted_groups[key] for key in sorted(sorted_groups, key=lambda key: (key[0], not key[1]))]
 
 
+def follow_config(
+    saved: Sequence[dict[str, Any]], own: Sequence[Mapping[str, Any]], optimizer: Mapping[str, Any]
+) -> list[str]:
+    """Put the config's arguments into the groups of a checkpoint's optimizer, whose own would go on otherwise.
+
+    A learning rate that the schedule has moved is scaled as its start is.
+
+    Args:
+        saved: the checkpoint's groups, which are changed.
+        own: the config's, as `parameter_groups` gives them; as many.
+        optimizer: `model.optimizer`.
+
+    Returns:
+        What has changed, a sentence each.
+    """
+    changes = []
+    for index, (old, new) in enumerate(zip(saved, own, strict=True)):
+        wanted = {key: value for key, value in {**optimizer, **new}.items() if key in old and key != "params"}
+        for key, value in wanted.items():
+            at_start = "initial_lr" if key == "lr" and "initial_lr" in old else key
+            was = old[at_start]
+            now = type(was)(value) if isinstance(was, tuple) else value
+            if was == now:
+                continue
+            changes.append(f"the optimizer's {key} of parameter group {index} goes from {was} to {now}")
+            if at_start != key:
+                old[key] = old[key] * (now / was) if was else now
+            old[at_start] = now
+    return changes
+
+
 def _check_arguments(groups: Sequence[Mapping[str, Any]], target: str, known: Mapping[str, Any]) -> None:
     """Refuse what the optimizer doesn't know: torch keeps such keys and ignores them."""
     for index, group in enumerate(groups):
