@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -32,7 +33,8 @@ def test_a_run_folder_holds_everything(folder, corpus, capsys):
     }
     assert yaml.safe_load(done.config.read_text())["trainer"]["max_steps"] == 6
     screen = capsys.readouterr().out
-    assert "val_loss_a" in screen
+    assert re.search(r"data set +┃ +loss", screen)
+    assert re.search(r"│ a +│ +[\d.]+ │", screen)
     assert str(done.report) in screen.replace("\n", "")
 
 
@@ -50,7 +52,7 @@ def test_progress_lines_where_the_output_is_no_terminal(folder, corpus, capsys):
     screen = capsys.readouterr().out
     assert "step 2/6 | 0:00:0" in screen
     assert "audio_s_per_s" in screen
-    assert "val_loss" in screen
+    assert re.search(r"step 2 \| validated: loss [\d.]+\n", screen)
 
 
 def test_max_time_per_run_saves_and_stops_and_the_next_run_has_it_anew(folder, corpus):

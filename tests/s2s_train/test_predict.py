@@ -115,7 +115,7 @@ def test_sampling_draws_by_the_seed(tmp_path):
         (["exported", "stereo.wav", "--channel", "2"], "--channel 2: stereo.wav has 2 channels"),
         (["exported", "calls", "--batch-size", "0"], "--batch-size is 0"),
         (["exported", "calls", "--sampling", "text.temprature=1"], "temprature"),
-        (["exported", "tiny.yaml"], "tiny.yaml can't be read"),
+        (["exported", "tiny.yaml"], "no audio can be read from tiny.yaml"),
     ],
 )
 def test_what_cannot_be_answered_is_told_in_one_line(tmp_path, capsys, argv, said):
@@ -143,6 +143,22 @@ def test_each_recording_has_files_of_its_own(tmp_path):
     assert {path.name for path in (tmp_path / "out").glob("*.wav")} == set(named)
 
 
+def test_all_broken_files_are_named_before_anything_is_answered(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    shutil.copy("calls/short.wav", tmp_path / "in" / "good.wav")
+    (tmp_path / "in" / "junk.wav").write_text("no audio")
+    (tmp_path / "in" / "nothing.wav").write_bytes(b"")
+    command = ["predict", "exported", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "junk.wav" in said
+    assert "nothing.wav" in said
+    for name in ("junk.wav", "nothing.wav"):
+        (tmp_path / "in" / name).unlink()
+    assert main(command) == 0
+    assert [line["id"] for line in lines(tmp_path / "out")] == ["good"]
+
+
 def test_the_test_sets_are_scored_under_their_own_names(capsys):
     few = ["data.test_ds.datasets.few.shar_path=corpus", "data.test_ds.batch_size=2", "trainer.limit_test_batches=1"]
     before = Path("runs/tiny/metrics.jsonl").read_text()
@@ -151,7 +167,7 @@ def test_the_test_sets_are_scored_under_their_own_names(capsys):
     assert {"test_loss", "test_loss_few", "test_txt_bleu_few"} <= line.keys()
     assert not [name for name in line if name.startswith("val_")]
     assert line["step"] == 1
-    assert "test_loss_few" in capsys.readouterr().out
+    assert "│ few " in capsys.readouterr().out
     assert Path("runs/tiny/tests/report.html").is_file()
     assert Path("runs/tiny/metrics.jsonl").read_text() == before
     assert main(["validate", "tiny.yaml"]) == 0
