@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from pathlib import Path
+
+from s2s_train.cli_parts import add_command, add_config
 
 _EXAMPLES = """
 examples:
@@ -24,15 +25,14 @@ Exit codes: as for fit.
 
 def add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "calibrate",
-        help="find the largest batch of each duration that fits the GPU",
-        description="Find duration bins and their largest batches by real training steps, and write them to a config.",
-        epilog=textwrap.dedent(_EXAMPLES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "find the largest batch of each duration that fits the GPU",
+        "Find duration bins and their largest batches by real training steps, and write them to a config.",
+        _EXAMPLES,
     )
-    parser.add_argument("cfg", metavar="CFG", type=Path, help="YAML config")
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="config keys by dotted path")
+    add_config(parser)
     parser.add_argument("--buckets", type=int, metavar="N", help="bins estimated from the training data (default: 8)")
     parser.add_argument("--bins", type=seconds, metavar="S,S,...", help="the bins' longest durations, seconds")
     parser.add_argument(

@@ -11,8 +11,9 @@ from pathlib import Path
 from omegaconf.errors import OmegaConfBaseException
 
 from s2s_train.calibrate_cli import add_calibrate
-from s2s_train.config import AppConfig, load_config
-from s2s_train.evaluate_cli import add_predict, add_test
+from s2s_train.cli_parts import add_command, add_config
+from s2s_train.config import load_config, load_named
+from s2s_train.evaluate_cli import add_predict, add_test, add_validate
 from s2s_train.hush import hush
 from s2s_train.launch import IntermixedParser, add_launch
 from s2s_train.profile_cli import add_profile
@@ -34,19 +35,6 @@ examples:
 A run folder holds config.yaml (everything, defaults too), metrics.jsonl, checkpoints/, samples/, report.html.
 Exit codes: 0 done, or the SLURM job was requeued; 2 something you can mend, said in one line; 1 a defect, with its
 traceback; 124 hung (RUN/hang-rank<N>.txt shows where); 130, 138, 143 stopped by Ctrl-C, SIGUSR1, SIGTERM, and saved.
-"""
-
-_VALIDATE_EXAMPLES = """
-examples:
-  validate my.yaml                                        the run's last checkpoint
-  validate my.yaml ckpt=best                              the best by exp_manager's monitor
-  validate runs/demo/config.yaml ckpt=step=500.ckpt       one of the run's checkpoints/, or any path
-  validate my.yaml ckpt=none                              the weights that the config itself gives
-  validate my.yaml model.scoring_asr=none trainer.limit_val_batches=2
-  validate my.yaml trainer.devices=2 trainer.strategy._target_=s2s_parallel.strategy.MeshStrategy
-
-Results go to validations/ in the run's folder: metrics.jsonl, samples/, report.html. The run itself stays as it is.
-Exit codes: as for fit.
 """
 
 _EXPORT_EXAMPLES = """
@@ -81,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     intermixed: type[argparse.ArgumentParser] = IntermixedParser
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=intermixed)
     _add_fit(commands)
-    _add_validate(commands)
+    add_validate(commands)
     add_test(commands)
     add_predict(commands)
     _add_export(commands)
@@ -95,43 +83,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    fit = commands.add_parser(
+    fit = add_command(
+        commands,
         "fit",
-        help="train, validate and write the report",
-        description="Train what CFG describes, from the run's last checkpoint if it has one.",
-        epilog=textwrap.dedent(_FIT_EXAMPLES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "train, validate and write the report",
+        "Train what CFG describes, from the run's last checkpoint if it has one.",
+        _FIT_EXAMPLES,
     )
-    _add_config(fit)
+    add_config(fit)
     fit.set_defaults(run_command=lambda args: run_fit(args.cfg, args.overrides))
 
 
-def _add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    validate = commands.add_parser(
-        "validate",
-        help="score a checkpoint on the validation sets",
-        description="Validate a checkpoint of the run that CFG describes, on any number of devices.",
-        epilog=textwrap.dedent(_VALIDATE_EXAMPLES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_config(validate)
-    validate.set_defaults(run_command=lambda args: run_validate(args.cfg, args.overrides))
-
-
-def _add_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("cfg", metavar="CFG", type=Path, help="YAML config")
-    command.add_argument(
-        "overrides", metavar="KEY=VALUE", nargs="*", help="config keys by dotted path; an unknown one is an error"
-    )
-
-
 def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    export = commands.add_parser(
+    export = add_command(
+        commands,
         "export",
-        help="write a run's model to a folder that from_pretrained loads",
-        description="Write the model of a run to OUT: weights, config, tokenizer and codec.",
-        epilog=textwrap.dedent(_EXPORT_EXAMPLES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "write a run's model to a folder that from_pretrained loads",
+        "Write the model of a run to OUT: weights, config, tokenizer and codec.",
+        _EXPORT_EXAMPLES,
     )
     export.add_argument("run", metavar="RUN", type=Path, help="a run's folder (runs/NAME), or a .ckpt file of one")
     export.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
@@ -148,14 +117,14 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    plan = commands.add_parser(
+    plan = add_command(
+        commands,
         "plan",
-        help="estimate memory and speed of a run, without a GPU",
-        description="Print what the run of CFG takes of each GPU, and which mesh suits it.",
-        epilog=textwrap.dedent(_PLAN_EXAMPLES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "estimate memory and speed of a run, without a GPU",
+        "Print what the run of CFG takes of each GPU, and which mesh suits it.",
+        _PLAN_EXAMPLES,
     )
-    _add_config(plan)
+    add_config(plan)
     plan.add_argument("--gpu", default="h100-80gb", help="its memory and speed count (default: h100-80gb)")
     plan.add_argument("--world-size", type=int, metavar="N", help="GPUs in all (default: trainer.devices × num_nodes)")
     plan.add_argument("--gpus-per-node", type=int, metavar="N", default=8, help="behind one fast link (default: 8)")
@@ -199,7 +168,7 @@ def run_fit(path: Path, overrides: Sequence[str]) -> int:
 
     Returns the exit code: 0, or that of the signal which stopped the run.
     """
-    cfg = _load_named(path, overrides)
+    cfg = load_named(path, overrides)
     from s2s_train.composition import build_model, build_scorers
     from s2s_train.fit import RunStopped, fit, say
 
@@ -208,29 +177,6 @@ def run_fit(path: Path, overrides: Sequence[str]) -> int:
     except RunStopped as stopped:
         say(str(stopped), sys.stderr)
         return stopped.exit_code
-    return 0
-
-
-def _load_named(path: Path, overrides: Sequence[str]) -> AppConfig:
-    """Read the config; a run that has no name gets the file's."""
-    cfg = load_config(path, overrides)
-    cfg.name = cfg.name or cfg.exp_manager.name or path.stem
-    return cfg
-
-
-def run_validate(path: Path, overrides: Sequence[str]) -> int:
-    """Check the config and look for the checkpoint before the slow imports; return the exit code."""
-    asked = [override.removeprefix("ckpt=") for override in overrides if override.startswith("ckpt=")]
-    cfg = _load_named(path, [override for override in overrides if not override.startswith("ckpt=")])
-    from s2s_train.find_checkpoint import LAST, find_checkpoint
-    from s2s_train.run_folder import RunFolder
-
-    ckpt = asked[-1] if asked else LAST
-    checkpoint = None if ckpt in ("none", "null") else find_checkpoint(RunFolder.of(cfg), ckpt, "ckpt")
-    from s2s_train.composition import build_model, build_scorers
-    from s2s_train.validate import validate
-
-    validate(cfg, checkpoint, build_model, build_scorers)
     return 0
 
 

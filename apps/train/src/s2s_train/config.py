@@ -23,7 +23,7 @@ from s2s_train.nemo_exp_keys import forget_nemos_keys
 from s2s_train.profile_config import ProfileConfig, check_steps
 from s2s_train.trainer_config import TrainerConfig
 
-__all__ = ["AppConfig", "ConfigError", "load_as", "load_config", "mesh_arguments"]
+__all__ = ["AppConfig", "ConfigError", "load_as", "load_config", "load_named", "mesh_arguments"]
 
 _MESH_STRATEGIES = ("MeshStrategy", "ModelParallelStrategy")  # ours, and Lightning's, which becomes ours
 
@@ -66,6 +66,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> AppConfig:
     check_layout(cfg.parallel, sharded=mesh is not None, tensor_parallel=tensor_parallel_size not in (1, "auto"))
     if cfg.scoring.scoring_asr != ScoringConfig().scoring_asr:
         raise ConfigError(f"{path}: scoring.scoring_asr: set model.scoring_asr, as in NeMo's files")
+    return cfg
+
+
+def load_named(path: Path, overrides: Sequence[str] = ()) -> AppConfig:
+    """As `load_config`; a run that has no name gets the file's."""
+    cfg = load_config(path, overrides)
+    cfg.name = cfg.name or cfg.exp_manager.name or path.stem
     return cfg
 
 

@@ -1,13 +1,26 @@
-"""The command line of `test` and `predict`."""
+"""The command line of `validate`, `test` and `predict`."""
 
 from __future__ import annotations
 
 import argparse
-import textwrap
 from pathlib import Path
 from typing import Any
 
-from s2s_train.config import load_config
+from s2s_train.cli_parts import Commands, add_command, add_config
+from s2s_train.config import load_named
+
+_VALIDATE_EXAMPLES = """
+examples:
+  validate my.yaml                                        the run's last checkpoint
+  validate my.yaml ckpt=best                              the best by exp_manager's monitor
+  validate runs/demo/config.yaml ckpt=step=500.ckpt       one of the run's checkpoints/, or any path
+  validate my.yaml ckpt=none                              the weights that the config itself gives
+  validate my.yaml model.scoring_asr=none trainer.limit_val_batches=2
+  validate my.yaml trainer.devices=2 trainer.strategy._target_=s2s_parallel.strategy.MeshStrategy
+
+Results go to validations/ in the run's folder: metrics.jsonl, samples/, report.html. The run itself stays as it is.
+Exit codes: as for fit.
+"""
 
 _TEST_EXAMPLES = """
 examples:
@@ -34,50 +47,57 @@ ID.agent.wav, the agent alone, and ID.wav, the user on the left and the agent on
 was heard. It takes one process. Exit codes: as for fit.
 """
 
-Commands = argparse._SubParsersAction
+
+def add_validate(commands: Commands[Any]) -> None:
+    """Add `validate`."""
+    validate = add_command(
+        commands,
+        "validate",
+        "score a checkpoint on the validation sets",
+        "Validate a checkpoint of the run that CFG describes, on any number of devices.",
+        _VALIDATE_EXAMPLES,
+    )
+    add_config(validate)
+    validate.set_defaults(run_command=run_evaluation)
 
 
 def add_test(commands: Commands[Any]) -> None:
     """Add `test`."""
-    test = commands.add_parser(
+    test = add_command(
+        commands,
         "test",
-        help="score a checkpoint on the test sets",
-        description="As validate, on the sets of data.test_ds.",
-        epilog=textwrap.dedent(_TEST_EXAMPLES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "score a checkpoint on the test sets",
+        "As validate, on the sets of data.test_ds.",
+        _TEST_EXAMPLES,
     )
-    test.add_argument("cfg", metavar="CFG", type=Path, help="YAML config")
-    test.add_argument(
-        "overrides", metavar="KEY=VALUE", nargs="*", help="config keys by dotted path; ckpt= says which checkpoint"
-    )
-    test.set_defaults(run_command=run_test)
+    add_config(test)
+    test.set_defaults(run_command=run_evaluation)
 
 
-def run_test(args: argparse.Namespace) -> int:
+def run_evaluation(args: argparse.Namespace) -> int:
     """Check the config and look for the checkpoint before the slow imports; return the exit code."""
     asked = [override.removeprefix("ckpt=") for override in args.overrides if override.startswith("ckpt=")]
-    cfg = load_config(args.cfg, [override for override in args.overrides if not override.startswith("ckpt=")])
-    cfg.name = cfg.name or cfg.exp_manager.name or args.cfg.stem
+    cfg = load_named(args.cfg, [override for override in args.overrides if not override.startswith("ckpt=")])
     from s2s_train.find_checkpoint import LAST, find_checkpoint
     from s2s_train.run_folder import RunFolder
 
     ckpt = asked[-1] if asked else LAST
     checkpoint = None if ckpt in ("none", "null") else find_checkpoint(RunFolder.of(cfg), ckpt, "ckpt")
     from s2s_train.composition import build_model, build_scorers
-    from s2s_train.validate import TEST, validate
+    from s2s_train.validate import TEST, VALIDATION, validate
 
-    validate(cfg, checkpoint, build_model, build_scorers, TEST)
+    validate(cfg, checkpoint, build_model, build_scorers, TEST if args.command == TEST.name else VALIDATION)
     return 0
 
 
 def add_predict(commands: Commands[Any]) -> None:
     """Add `predict`."""
-    predict = commands.add_parser(
+    predict = add_command(
+        commands,
         "predict",
-        help="answer recordings with a trained model",
-        description="Let a run's or an exported model answer recordings, and write what it says.",
-        epilog=textwrap.dedent(_PREDICT_EXAMPLES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "answer recordings with a trained model",
+        "Let a run's or an exported model answer recordings, and write what it says.",
+        _PREDICT_EXAMPLES,
     )
     predict.add_argument("model", metavar="MODEL", type=Path, help="a run's folder, a checkpoint in it, or an export")
     predict.add_argument("inputs", metavar="INPUT", nargs="+", help="audio file, folder of them, Shar folder, set:NAME")

@@ -8,14 +8,14 @@ import secrets
 import shlex
 import shutil
 import subprocess
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from s2s_parallel.mesh import resolve_mesh
 from s2s_train.allocation import INTERACTIVE
-from s2s_train.config import AppConfig, load_config, mesh_arguments
+from s2s_train.cli_parts import add_command, add_config
+from s2s_train.config import AppConfig, load_named, mesh_arguments
 from s2s_train.run_folder import RunFolder
 from s2s_train.slurm_job import DATA_SEED, WARNING_S, Job, seconds_of
 
@@ -69,15 +69,14 @@ class LaunchArgs:
 
 def add_launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's parser."""
-    launch = commands.add_parser(
+    launch = add_command(
+        commands,
         "launch",
-        help="submit a run to SLURM",
-        description="Check CFG and its mesh against the nodes, write the sbatch script and submit it.",
-        epilog=textwrap.dedent(_EXAMPLES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "submit a run to SLURM",
+        "Check CFG and its mesh against the nodes, write the sbatch script and submit it.",
+        _EXAMPLES,
     )
-    launch.add_argument("cfg", metavar="CFG", type=Path, help="YAML config")
-    launch.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="config keys by dotted path")
+    add_config(launch)
     launch.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
     launch.add_argument(
         "--gpus-per-node",
@@ -169,8 +168,7 @@ def checked_config(args: LaunchArgs) -> AppConfig:
     """
     _check_flags(args)
     asked = {"num_nodes": args.nodes, "devices": args.gpus_per_node}
-    cfg = load_config(args.cfg, [*(f"trainer.{key}={value}" for key, value in asked.items()), *args.overrides])
-    cfg.name = cfg.name or cfg.exp_manager.name or args.cfg.stem
+    cfg = load_named(args.cfg, [*(f"trainer.{key}={value}" for key, value in asked.items()), *args.overrides])
     for key, flag in (("num_nodes", "--nodes"), ("devices", "--gpus-per-node")):
         configured = getattr(cfg.trainer, key)
         if str(configured) != str(asked[key]):

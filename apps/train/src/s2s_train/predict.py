@@ -14,8 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
-
 from s2s_train.config import AppConfig
 from s2s_train.export import find_trained, load_trained
 from s2s_train.find_checkpoint import LAST
@@ -191,13 +189,11 @@ def _write_wavs(
 ) -> None:
     """Write the agent alone, and both: left the user, right the agent, at the agent's rate."""
     import soundfile
-    import soxr
 
-    user_S = soxr.resample(user_S, user_rate_hz, agent_rate_hz)
-    stereo = np.zeros((max(len(user_S), len(agent_S)), 2), np.float32)
-    stereo[: len(user_S), 0], stereo[: len(agent_S), 1] = user_S, agent_S
+    from s2s_eval.samples import write_stereo
+
     soundfile.write(out / line["agent_wav"], agent_S, agent_rate_hz, subtype="PCM_16")
-    soundfile.write(out / line["stereo_wav"], stereo, agent_rate_hz, subtype="PCM_16")
+    write_stereo(out / line["stereo_wav"], user_S, user_rate_hz, agent_S, agent_rate_hz)
 
 
 def _file_name(name: str) -> str:

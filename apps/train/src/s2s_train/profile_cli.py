@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from pathlib import Path
+
+from s2s_train.cli_parts import add_command, add_config
 
 _EXAMPLES = """
 examples:
@@ -21,15 +22,14 @@ Exit codes: as for fit.
 
 def add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "profile",
-        help="show where the time of a training step goes",
-        description="Train some steps of CFG under torch's profiler, and print what each part of a step takes.",
-        epilog=textwrap.dedent(_EXAMPLES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "show where the time of a training step goes",
+        "Train some steps of CFG under torch's profiler, and print what each part of a step takes.",
+        _EXAMPLES,
     )
-    parser.add_argument("cfg", metavar="CFG", type=Path, help="YAML config")
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="config keys by dotted path")
+    add_config(parser)
     parser.add_argument(
         "--steps", metavar="FIRST:END", default="10:13", help="optimizer steps, from 0 (default: 10:13)"
     )
@@ -43,11 +43,10 @@ def add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run_profile(args: argparse.Namespace) -> int:
     """Check config and steps before the slow imports; return the exit code."""
-    from s2s_train.config import load_config
+    from s2s_train.config import load_named
     from s2s_train.profile_config import ProfileConfig, parse_steps
 
-    cfg = load_config(args.cfg, args.overrides)
-    cfg.name = cfg.name or cfg.exp_manager.name or args.cfg.stem
+    cfg = load_named(args.cfg, args.overrides)
     asked = ProfileConfig(parse_steps(args.steps), args.memory, args.nvtx)
     from s2s_train.composition import build_model
     from s2s_train.profile import profile_steps

@@ -6,16 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from s2s_data.config import SourceConfig, validation_sets
 from s2s_train.config import AppConfig
-
-if TYPE_CHECKING:
-    from s2s_data.blend import Blend
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 SET = "set:"
@@ -81,29 +78,22 @@ def audio_files(path: Path) -> list[Path]:
 
 def _read(given: str, cfg: AppConfig | None, rate_hz: int, channel: int | None) -> Iterator[tuple[str, Any]]:
     if given.startswith(SET):
-        source = _set(given, cfg)
-        keys = {"input_cfg": source.input_cfg, "shar_path": source.shar_path, "cuts_path": source.cuts_path}
-        yield from _read_cuts(_blend(given, **keys), rate_hz)
+        yield from _read_cuts(given, _set(given, cfg), rate_hz)
     elif _is_shar(Path(given)):
-        yield from _read_cuts(_blend(given, shar_path=given), rate_hz)
+        yield from _read_cuts(given, SourceConfig(shar_path=given), rate_hz)
     else:
         for path in audio_files(Path(given)):
             yield path.stem, _read_file(path, rate_hz, channel)
 
 
-def _read_cuts(blend: Blend, rate_hz: int) -> Iterator[tuple[str, Any]]:
+def _read_cuts(given: str, source: SourceConfig, rate_hz: int) -> Iterator[tuple[str, Any]]:
     from s2s_data.audio import load_audio
+    from s2s_data.loader import blend_of
     from s2s_data.sources import once
 
-    for leaf in blend.leaves:
+    for leaf in blend_of(source, given).leaves:
         for ref in once(leaf.source, with_target_audio=False):
             yield ref.cut.id, load_audio(ref.load(), "recording", rate_hz)
-
-
-def _blend(where: str, **keys: Any) -> Blend:
-    from s2s_data.blend import parse_blend
-
-    return parse_blend(where, **keys)
 
 
 def _read_file(path: Path, rate_hz: int, channel: int | None) -> Any:

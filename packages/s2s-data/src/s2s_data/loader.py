@@ -415,7 +415,16 @@ def _open(
     cfg: DataConfig, source: SourceConfig, where: str, tokenizer: TextTokenizer, codec_fingerprint: str | None
 ) -> tuple[Blend, DuplexDataset]:
     """Find the data of ``source``, and make what loads it; raises :class:`DataError` if a role matches nothing."""
-    blend = parse_blend(
+    blend = blend_of(source, where)
+    load_target_audio = source.load_target_audio or not blend.has_codes
+    dataset = dataset_of(cfg, tokenizer, load_target_audio=load_target_audio, codec_fingerprint=codec_fingerprint)
+    check_roles(blend.metadata(MAX_CUTS_SEARCHED), dataset.roles, where)
+    return blend, dataset
+
+
+def blend_of(source: SourceConfig, where: str) -> Blend:
+    """Find the data of a config's section; ``where`` names it in errors. Raises :class:`DataError` as parse_blend."""
+    return parse_blend(
         where,
         input_cfg=source.input_cfg,
         shar_path=source.shar_path,
@@ -423,18 +432,19 @@ def _open(
         reweight_temperature=getattr(source, "reweight_temperature", None),
         max_open_streams=getattr(source, "max_open_streams", None),
     )
-    dataset = DuplexDataset(
+
+
+def dataset_of(cfg: DataConfig, tokenizer: TextTokenizer, **options: Any) -> DuplexDataset:
+    """Make what turns dialogues into batches as the config says; ``options`` are its further arguments."""
+    return DuplexDataset(
         tokenizer,
         frame_length=cfg.frame_length,
         source_sample_rate=cfg.source_sample_rate,
         target_sample_rate=cfg.target_sample_rate,
         input_roles=cfg.input_roles,
         output_roles=cfg.output_roles,
-        load_target_audio=source.load_target_audio or not blend.has_codes,
-        codec_fingerprint=codec_fingerprint,
+        **options,
     )
-    check_roles(blend.metadata(MAX_CUTS_SEARCHED), dataset.roles, where)
-    return blend, dataset
 
 
 def _resolve_seed(cfg: SourceConfig) -> int:

@@ -13,11 +13,10 @@ from lhotse.utils import compute_num_samples
 
 from s2s_data.augment.config import AugmentConfig
 from s2s_data.batch import DuplexBatch, Turn
-from s2s_data.blend import Blend, parse_blend
 from s2s_data.config import DataConfig, TrainDataConfig
-from s2s_data.dataset import DuplexDataset
 from s2s_data.dialogue import Dialogue
 from s2s_data.errors import DataError
+from s2s_data.loader import blend_of, dataset_of
 from s2s_data.roles import AGENT
 from s2s_data.sampling import CutFilter
 from s2s_data.text_channel import FrameGrid
@@ -65,7 +64,7 @@ class SyntheticBatches:
         self._stored = stored
         self._codec = (num_codebooks, codebook_size)
         self._augment = cfg.train_ds.augment
-        self._dataset = _dataset(cfg, tokenizer)
+        self._dataset = dataset_of(cfg, tokenizer)
 
     def make(self, num_dialogues: int, longest: Bin) -> DuplexBatch:
         """Return a batch of dialogues that all last as long as augmentation may make the longest of a bucket.
@@ -120,7 +119,7 @@ def stored_in(cfg: DataConfig) -> Stored:
     Raises :class:`DataError` for data that isn't there.
     """
     train = cfg.train_ds
-    has_codes = _blend(train).has_codes
+    has_codes = blend_of(train, _WHERE).has_codes
     volume = train.augment.volume
     changes_audio = (
         train.augment.speed is not None
@@ -147,7 +146,7 @@ def estimate_bins(cfg: DataConfig, tokenizer: TextTokenizer, num_buckets: int) -
     Raises :class:`DataError` if there is no data, or none that the config takes.
     """
     train = cfg.train_ds
-    blend, dataset = _blend(train), _dataset(cfg, tokenizer)
+    blend, dataset = blend_of(train, _WHERE), dataset_of(cfg, tokenizer)
     reject = CutFilter(train, dataset.count_tokens)
     per_source = ceil(train.num_cuts_for_bins_estimate / len(blend.leaves))
     read = list(blend.metadata(per_source))
@@ -165,25 +164,3 @@ def estimate_bins(cfg: DataConfig, tokenizer: TextTokenizer, num_buckets: int) -
 
 def _rounded_up(duration_s: float) -> float:
     return round(ceil(round(duration_s / _STEP_S, 6)) * _STEP_S, 2)
-
-
-def _blend(train: TrainDataConfig) -> Blend:
-    return parse_blend(
-        _WHERE,
-        input_cfg=train.input_cfg,
-        shar_path=train.shar_path,
-        cuts_path=train.cuts_path,
-        reweight_temperature=train.reweight_temperature,
-        max_open_streams=train.max_open_streams,
-    )
-
-
-def _dataset(cfg: DataConfig, tokenizer: TextTokenizer) -> DuplexDataset:
-    return DuplexDataset(
-        tokenizer,
-        frame_length=cfg.frame_length,
-        source_sample_rate=cfg.source_sample_rate,
-        target_sample_rate=cfg.target_sample_rate,
-        input_roles=cfg.input_roles,
-        output_roles=cfg.output_roles,
-    )

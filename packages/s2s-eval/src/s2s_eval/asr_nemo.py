@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from s2s_eval.asr import AsrConfig, Samples, looks_like_path, require_module
-from s2s_eval.lifecycle import TorchModel, one_line
+from s2s_eval.lifecycle import TorchModel
+from s2s_eval.nemo_models import load_nemo, sample_rate_of
 from s2s_eval.resampling import at_rate
-
-DEFAULT_SAMPLE_RATE_HZ = 16000
 
 
 def check(config: AsrConfig) -> None:
@@ -29,21 +28,12 @@ class NemoAsr(TorchModel):
     def __init__(self, config: AsrConfig) -> None:
         from nemo.collections.asr.models import ASRModel
 
-        try:
-            if config.model.endswith(".nemo"):
-                model = ASRModel.restore_from(str(_path(config)), map_location="cpu")
-            else:
-                model = ASRModel.from_pretrained(config.model, map_location="cpu")
-        except Exception as error:  # NeMo raises whatever the hub, tar or Hydra raise
-            raise ValueError(
-                f"scoring_asr: NeMo could not load {config.model!r}: {one_line(error)}. Check the name or file, or "
-                "give one that is on this machine"
-            ) from error
+        model = load_nemo(ASRModel, config.model, "scoring_asr")
         # Each capture of a transducer's CUDA graphs costs 99 MiB that stay (cuBLAS' workspaces of its stream).
         model.disable_cuda_graphs()
         super().__init__(model, config.device)
         self._batch_size = config.batch_size
-        self._sample_rate_hz = int(model.cfg.preprocessor.get("sample_rate", DEFAULT_SAMPLE_RATE_HZ))
+        self._sample_rate_hz = sample_rate_of(model)
 
     def transcribe(self, audios: Sequence[Samples | Tensor], sample_rate: int) -> list[str]:
         """Return one transcript for each utterance."""

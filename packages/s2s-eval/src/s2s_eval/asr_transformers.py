@@ -9,7 +9,7 @@ from torch import Tensor
 
 from s2s_eval.asr import AsrConfig, Samples, looks_like_path, require_module
 from s2s_eval.lifecycle import TorchModel, one_line
-from s2s_eval.resampling import at_rate, split_long
+from s2s_eval.resampling import in_pieces
 
 
 def check(config: AsrConfig) -> None:
@@ -57,15 +57,7 @@ class TransformersAsr(TorchModel):
 
     def transcribe(self, audios: Sequence[Samples | Tensor], sample_rate: int) -> list[str]:
         """Return one transcript for each utterance. More than 30 s are transcribed piece by piece."""
-        pieces, owners = [], []
-        for i, audio in enumerate(audios):
-            for piece in split_long(at_rate(audio, sample_rate, self._sample_rate_hz), self._sample_rate_hz):
-                pieces.append(piece)
-                owners.append(i)
-        texts: list[list[str]] = [[] for _ in audios]
-        for i, text in zip(owners, self._transcribe_pieces(pieces), strict=True):
-            texts[i].append(text)
-        return [" ".join(filter(None, parts)) for parts in texts]
+        return in_pieces(audios, sample_rate, self._sample_rate_hz, self._transcribe_pieces)
 
     def to_device(self) -> None:
         """Move to the device; the pipeline sends its inputs there too."""

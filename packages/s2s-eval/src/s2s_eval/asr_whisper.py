@@ -19,7 +19,7 @@ from torch import Tensor
 from s2s_eval.asr import AsrConfig, Samples, looks_like_path, require_module
 from s2s_eval.lifecycle import one_line
 from s2s_eval.memory import free_memory
-from s2s_eval.resampling import at_rate, split_long
+from s2s_eval.resampling import in_pieces
 
 SAMPLE_RATE_HZ = 16000  # of every Whisper
 SHORT_WINDOW_S = 15
@@ -125,15 +125,7 @@ class FasterWhisper:
 
     def transcribe(self, audios: Sequence[Samples | Tensor], sample_rate: int) -> list[str]:
         """Return one transcript for each utterance. More than 30 s are transcribed piece by piece."""
-        pieces, owners = [], []
-        for i, audio in enumerate(audios):
-            for piece in split_long(at_rate(audio, sample_rate, SAMPLE_RATE_HZ), SAMPLE_RATE_HZ):
-                pieces.append(piece)
-                owners.append(i)
-        texts: list[list[str]] = [[] for _ in audios]
-        for i, text in zip(owners, self._transcribe_pieces(pieces), strict=True):
-            texts[i].append(text)
-        return [" ".join(filter(None, parts)) for parts in texts]
+        return in_pieces(audios, sample_rate, SAMPLE_RATE_HZ, self._transcribe_pieces)
 
     def close(self) -> None:
         """Free the model."""

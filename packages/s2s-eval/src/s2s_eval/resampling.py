@@ -1,5 +1,7 @@
 """Audio at the rate a model listens at, in pieces it can take."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import soxr
 from torch import Tensor
@@ -21,6 +23,18 @@ def at_rate(audio_S: Samples | Tensor, sample_rate: int, wanted_rate: int) -> Sa
     if sample_rate != wanted_rate:
         samples = soxr.resample(samples, sample_rate, wanted_rate)
     return np.ascontiguousarray(samples, np.float32)
+
+
+def in_pieces(
+    audios: Sequence[Samples | Tensor],
+    sample_rate: int,
+    wanted_rate: int,
+    transcribe: Callable[[list[Samples]], list[str]],
+) -> list[str]:
+    """Let ``transcribe`` hear all audios at once, cut into pieces it can take; return a text for each audio."""
+    cut = [split_long(at_rate(audio, sample_rate, wanted_rate), wanted_rate) for audio in audios]
+    texts = iter(transcribe([piece for pieces in cut for piece in pieces]))
+    return [" ".join(filter(None, [next(texts) for _ in pieces])) for pieces in cut]
 
 
 def split_long(audio_S: Samples, sample_rate: int, limit_s: int = PIECE_S) -> list[Samples]:

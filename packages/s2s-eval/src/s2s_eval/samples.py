@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
-import soxr
 
 from s2s_eval.asr import Samples
 from s2s_eval.dialogue_scores import DialogueScore, asr_bleu, asr_wer, mean_latency_s
+from s2s_eval.resampling import at_rate
 
 SCORES_FILE = "scores.json"
 DIALOGUES_FILE = "dialogues.jsonl"
@@ -156,18 +156,17 @@ def _record(dialogue: DialogueScore, has_audio: bool, language: str) -> dict[str
 def _write_wavs(wavs: Wavs, audio: SampleAudio) -> None:
     wavs.stereo.parent.mkdir(parents=True, exist_ok=True)
     rate = audio.sample_rate
-    user = _resample(audio.user, audio.user_sample_rate, rate)
-    reference = _resample(audio.reference, audio.reference_sample_rate, rate)
-    stereo = np.zeros((max(len(user), len(audio.generated)), 2), np.float32)
-    stereo[: len(user), 0] = user
-    stereo[: len(audio.generated), 1] = audio.generated
-    soundfile.write(wavs.stereo, stereo, rate, subtype="PCM_16")
+    write_stereo(wavs.stereo, audio.user, audio.user_sample_rate, audio.generated, rate)
+    reference = at_rate(audio.reference, audio.reference_sample_rate, rate)
     soundfile.write(wavs.reference, reference, rate, subtype="PCM_16")
 
 
-def _resample(samples: Samples, from_hz: int, to_hz: int) -> Samples:
-    resampled: Samples = samples if from_hz == to_hz else soxr.resample(samples, from_hz, to_hz)
-    return resampled
+def write_stereo(path: Path, user_S: Samples, user_rate_hz: int, agent_S: Samples, rate_hz: int) -> None:
+    """Write a wav with the user on the left and the agent on the right, at the agent's rate."""
+    user_S = at_rate(user_S, user_rate_hz, rate_hz)
+    stereo = np.zeros((max(len(user_S), len(agent_S)), 2), np.float32)
+    stereo[: len(user_S), 0], stereo[: len(agent_S), 1] = user_S, agent_S
+    soundfile.write(path, stereo, rate_hz, subtype="PCM_16")
 
 
 def _file_name(name: str) -> str:

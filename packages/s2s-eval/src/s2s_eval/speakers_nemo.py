@@ -1,13 +1,10 @@
 """A NeMo speaker model, by ``.nemo`` file or pretrained name."""
 
-from pathlib import Path
-
 import torch
 
 from s2s_eval.asr import Samples
-from s2s_eval.lifecycle import TorchModel, one_line
-
-DEFAULT_SAMPLE_RATE_HZ = 16000
+from s2s_eval.lifecycle import TorchModel
+from s2s_eval.nemo_models import load_nemo, sample_rate_of
 
 
 class NemoSpeakers(TorchModel):
@@ -16,17 +13,9 @@ class NemoSpeakers(TorchModel):
     def __init__(self, model: str, device: str) -> None:
         from nemo.collections.asr.models import EncDecSpeakerLabelModel
 
-        try:
-            if model.endswith(".nemo"):
-                module = EncDecSpeakerLabelModel.restore_from(str(Path(model).expanduser()), map_location="cpu")
-            else:
-                module = EncDecSpeakerLabelModel.from_pretrained(model, map_location="cpu")
-        except Exception as error:  # NeMo raises whatever the hub, tar or Hydra raise
-            raise ValueError(
-                f"speaker_similarity: NeMo could not load {model!r}: {one_line(error)}. Check the name or file"
-            ) from error
+        module = load_nemo(EncDecSpeakerLabelModel, model, "speaker_similarity")
         super().__init__(module, device)
-        self.sample_rate_hz = int(module.cfg.preprocessor.get("sample_rate", DEFAULT_SAMPLE_RATE_HZ))
+        self.sample_rate_hz = sample_rate_of(module)
 
     def embed(self, audio_S: Samples) -> Samples:
         """Return the audio's embedding [H]."""

@@ -181,14 +181,13 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the config, not the checkpoint, say how it goes on: a run may get more steps, or another rate."""
         self._num_nonfinite_steps = checkpoint.get("num_nonfinite_steps", 0)
-        self._check_groups(checkpoint)
         self._follow_config(checkpoint)
         of_config = {"base_lrs", "decay_steps", *(self.cfg.lr_scheduler or {})} - {"last_epoch"}  # where it stands
         for state in checkpoint.get("lr_schedulers", []):
             for key in of_config & state.keys():
                 del state[key]
 
-    def _check_groups(self, checkpoint: dict[str, Any]) -> None:
+    def _follow_config(self, checkpoint: dict[str, Any]) -> None:
         states = checkpoint.get("optimizer_states", [])
         own = parameter_groups(self, self.cfg.param_groups, self.cfg.decay_norms_and_biases)
         if states and len(states[0]["param_groups"]) != len(own):
@@ -197,10 +196,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
                 f"{len(own)}: set model.param_groups and model.decay_norms_and_biases as in that run (a run of "
                 "s2s_model 0.1 had one group: model.decay_norms_and_biases=true)"
             )
-
-    def _follow_config(self, checkpoint: dict[str, Any]) -> None:
-        own = parameter_groups(self, self.cfg.param_groups, self.cfg.decay_norms_and_biases)
-        for state in checkpoint.get("optimizer_states", []):
+        for state in states:
             for change in follow_config(state["param_groups"], own, self.cfg.optimizer):
                 log.warning("%s, as the config has it now", change)
 
