@@ -4,14 +4,13 @@ What it computes is in `network.py`, how it answers in `answering.py`.
 """
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from lightning import LightningModule
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from s2s_data.batch import DuplexBatch
 from s2s_model.answering import AnsweringNetwork
@@ -50,6 +49,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         self._parallel = parallel or ParallelConfig()
         self._laid_out_on: list[Any] = []  # the mesh (or None for one device), once it is done
         self._window = StepWindow()
+        self._norm: Tensor | None = None  # of the step's gradients, where it is known
         self._num_nonfinite_steps = 0
         self._statistics: list[tuple[Tensor, Tensor]] = []
         self._validation = ValidationLosses()
@@ -113,12 +113,16 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         Raises:
             FloatingPointError: more than `model.max_nonfinite_steps` steps were dropped.
         """
-        cuts = self._window.nonfinite_cuts()
+        self._norm = None
         has_scaler = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if cuts is None and not has_scaler and not _finite_gradients(self.parameters()):
+        norm = None if has_scaler else total_norm(self.parameters())  # before the host waits, so that it waits once
+        self.report_spreads()
+        cuts = self._window.nonfinite_cuts()
+        if cuts is None and norm is not None and not bool(torch.isfinite(norm)):  # all ranks agree on it
             cuts = self._window.cut_ids()
         if cuts is None:
-            self._window.rescale(self.parameters())
+            factor = self._window.rescale(self.parameters())
+            self._norm = None if norm is None else norm * factor.to(norm.device)
         else:
             if not has_scaler:  # fp16's scaler skips the step by itself, and needs the gradients to see why
                 optimizer.zero_grad(set_to_none=True)  # with no gradient at all the step changes nothing
@@ -151,7 +155,10 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
             ValueError: it can't be, or it lies on another mesh already.
         """
         if not self._laid_out_on:
+            if self._parallel.cuda_graphs:
+                self.perception.graph()
             parallelize(self, self.parts(), self.device_mesh, self._parallel)
+            self.compiles_losses = self._parallel.compile
             self._laid_out_on.append(self.device_mesh)
         elif self._laid_out_on[0] != self.device_mesh:
             raise ValueError(
@@ -172,7 +179,8 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         if gradient_clip_algorithm == "value":
             clip_value(parameters, gradient_clip_val)
         else:
-            clip_norm(parameters, gradient_clip_val)
+            clip_norm(parameters, gradient_clip_val, self._norm)
+        self._norm = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the count of skipped steps."""
@@ -219,6 +227,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
 
     def _validate(self, name: str, batch: DuplexBatch) -> ValOutput:
         sums, statistics = self.loss_and_statistics(batch)
+        self.report_spreads()
         objective = sums.objective(self.cfg)
         self._validation.add(name, sums, objective)
         answer = self.answer(batch["source_audio"], batch["source_audio_lens"])
@@ -287,8 +296,3 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         from s2s_model.from_nemo import load_nemo_checkpoint
 
         return load_nemo_checkpoint(checkpoint, **overrides)
-
-
-def _finite_gradients(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether no gradient is NaN or infinite; all ranks agree on it. Waits for the device."""
-    return bool(torch.isfinite(total_norm(parameters)))

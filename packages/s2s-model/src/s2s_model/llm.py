@@ -140,16 +140,34 @@ def text_logits(llm: Any, hidden: Tensor, head: nn.Module | None = None) -> Tens
     Cohere and Falcon-H1 multiply, Granite divides, Gemma 2 and RecurrentGemma cap (Gemma 2, arXiv 2408.00118).
     """
     head = llm.get_output_embeddings() if head is None else head
-    config = text_config(llm)
+    scale, cap = logit_scale_and_cap(llm)
     logits: Tensor = head(hidden)
-    for factor in ("logit_scale", "lm_head_multiplier"):
-        logits = logits * _number(config, factor, 1.0)
-    logits = logits / _number(config, "logits_scaling", 1.0)
-    for name in ("final_logit_softcapping", "logits_soft_cap"):
-        cap = _number(config, name, 0.0)
-        if cap:
-            logits = cap * torch.tanh(logits / cap)
-    return logits
+    logits = logits * scale if scale != 1.0 else logits
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def logit_scale_and_cap(llm: Any) -> tuple[float, float]:
+    """What the family multiplies logits by, and what it caps them at (0: nothing)."""
+    config = text_config(llm)
+    scale = _number(config, "logit_scale", 1.0) * _number(config, "lm_head_multiplier", 1.0)
+    cap = _number(config, "final_logit_softcapping", 0.0) or _number(config, "logits_soft_cap", 0.0)
+    return scale / _number(config, "logits_scaling", 1.0), cap
+
+
+@contextmanager
+def unpacked() -> Iterator[None]:
+    """Within it transformers' models don't ask the GPU whether a row holds several sequences, and so don't wait for it.
+
+    Ours never does.
+    """
+    from transformers import masking_utils
+
+    asks = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = asks
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -25,7 +26,18 @@ from s2s_model.config import ModelConfig
 from s2s_model.frame_statistics import FrameStatistics, frame_statistics
 from s2s_model.freezing import freeze
 from s2s_model.generation import check_cache
-from s2s_model.llm import exact_positions, hidden_size, llm_blocks, llm_body, load_llm, text_config, text_logits
+from s2s_model.head_loss import can_reduce, let_reduce, linear_cross_entropy
+from s2s_model.llm import (
+    exact_positions,
+    hidden_size,
+    llm_blocks,
+    llm_body,
+    load_llm,
+    logit_scale_and_cap,
+    text_config,
+    text_logits,
+    unpacked,
+)
 from s2s_model.lora import TRAINED, inject_lora
 from s2s_model.losses import LossSums, code_loss_sum, codebook_weights, text_loss_sum, token_weights
 from s2s_model.perception import build_perception
@@ -72,6 +84,11 @@ class DuplexNetwork(nn.Module):
         self._build_llm()
         self.perception = build_perception(self.cfg, hidden_size(self.llm), frame_length_s)
         self._build_speech_channel()
+        for head in (self.llm.get_output_embeddings(), self.audio_head, self._modules.get("asr_head")):
+            if head is not None:
+                let_reduce(head)
+        self.compiles_losses = False
+        self._spreads: list[tuple[Tensor, list[str]]] = []  # read when the host waits for the device anyway
         freeze(
             self,
             self.cfg.freeze_params,
@@ -164,7 +181,8 @@ class DuplexNetwork(nn.Module):
     def hidden_states(self, inputs: DuplexInputs) -> Tensor:
         """Hidden states [B, T, H] of the LLM; the heads turn those of valid frames into logits."""
         embeds_BTH = self.embed(inputs.source_BTH, inputs.text_BT, inputs.codes_BTK, inputs.user_text_BT)
-        hidden: Tensor = llm_body(self.llm)(inputs_embeds=embeds_BTH, use_cache=False).last_hidden_state
+        with unpacked():
+            hidden: Tensor = llm_body(self.llm)(inputs_embeds=embeds_BTH, use_cache=False).last_hidden_state
         return hidden
 
     def heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -199,7 +217,7 @@ class DuplexNetwork(nn.Module):
             codes_BTK,
             (source_lens, batch["target_token_lens"], code_lens),
         )
-        self._report_spread(spread_B, batch["cut_ids"])
+        self._spreads.append((spread_B, batch["cut_ids"]))
         delayed_BTK = delay_codes(
             codes_BTK,
             text_BT,
@@ -218,18 +236,67 @@ class DuplexNetwork(nn.Module):
             return None
         return shift_text(batch["source_tokens"][:, :num_frames], lens_B, self.cfg.delay_source_text_by, self._text_ids)
 
-    def _report_spread(self, spread_B: Tensor, cut_ids: list[str]) -> None:
-        if len(cut_ids) and int(spread_B.max()) > MAX_SPREAD_FRAMES:
+    def report_spreads(self) -> None:
+        """Warn of cuts whose streams differ in length, of those prepared since the last call. Waits for the device."""
+        spreads = [(spread_B, cut_ids) for spread_B, cut_ids in self._spreads if len(cut_ids)]
+        self._spreads.clear()
+        if not spreads or int(torch.stack([spread_B.max() for spread_B, _ in spreads]).max()) <= MAX_SPREAD_FRAMES:
+            return
+        for spread_B, cut_ids in spreads:
             worst = int(spread_B.argmax())
-            log.warning(
-                "cut %s: user audio, text and codes differ by %d frames; cut to the shortest. Check its durations.",
-                cut_ids[worst],
-                int(spread_B[worst]),
-            )
+            if int(spread_B[worst]) > MAX_SPREAD_FRAMES:
+                log.warning(
+                    "cut %s: user audio, text and codes differ by %d frames; cut to the shortest. Check its durations.",
+                    cut_ids[worst],
+                    int(spread_B[worst]),
+                )
 
     def loss_sums(self, inputs: DuplexInputs) -> LossSums:
         """The losses of the valid frames, summed, and their number."""
-        return self._loss_sums(self._logits(self.hidden_states(inputs)[inputs.valid_BT]), inputs)
+        hidden_BTH = self.hidden_states(inputs)
+        heads = [self.llm.get_output_embeddings(), self.audio_head]
+        heads += [self.asr_head] if self.cfg.predict_user_text else []
+        if all(can_reduce(head) for head in heads):
+            return self._reduced_loss_sums(hidden_BTH.flatten(0, 1), inputs)
+        return self._loss_sums(self._logits(hidden_BTH[inputs.valid_BT]), inputs)
+
+    def _reduced_loss_sums(self, hidden_NH: Tensor, inputs: DuplexInputs) -> LossSums:
+        """As `_loss_sums`, of all frames' hidden states, without logits and without a wait for the device."""
+        valid_N1 = inputs.valid_BT.flatten()[:, None].float()
+        codes_NK = inputs.code_labels_BTK.flatten(0, 1)
+        K = codes_NK.shape[1]
+        weights_K = torch.full((K,), 1 / K) if self._codebook_weights is None else self._codebook_weights
+        of_codes = partial(
+            linear_cross_entropy,
+            labels_NK=codes_NK,
+            weights_NK=valid_N1 * weights_K.to(valid_N1.device, non_blocking=True),
+            compiled=self.compiles_losses,
+        )
+        user_text = None
+        if self.cfg.predict_user_text:
+            assert inputs.user_text_labels_BT is not None
+            user_text = self._reduced_text_loss(self.asr_head, hidden_NH, inputs.user_text_labels_BT, valid_N1)
+        return LossSums(
+            text=self._reduced_text_loss(self.llm.get_output_embeddings(), hidden_NH, inputs.text_labels_BT, valid_N1),
+            audio=self.audio_head(hidden_NH, of_codes),
+            num_frames=inputs.valid_BT.sum(),
+            user_text=user_text,
+        )
+
+    def _reduced_text_loss(self, head: nn.Module, hidden_NH: Tensor, labels_BT: Tensor, valid_N1: Tensor) -> Tensor:
+        labels_N = labels_BT.flatten()
+        weights_N = token_weights(labels_N, self.cfg.token_loss_weight, *self._text_ids)
+        scale, cap = logit_scale_and_cap(self.llm)
+        reduce = partial(
+            linear_cross_entropy,
+            labels_NK=labels_N[:, None],
+            weights_NK=valid_N1 if weights_N is None else valid_N1 * weights_N[:, None],
+            scale=scale,
+            cap=cap,
+            compiled=self.compiles_losses,
+        )
+        loss: Tensor = head(hidden_NH, reduce)
+        return loss
 
     def loss_and_statistics(self, batch: DuplexBatch) -> tuple[LossSums, FrameStatistics]:
         """The losses of a batch, and how well each of its dialogues is predicted."""
@@ -281,6 +348,7 @@ class DuplexNetwork(nn.Module):
             heads=[self.llm.get_output_embeddings(), self.audio_head, *heads],
             encoder=self.perception,
             encoder_layers=self.perception.blocks(),
+            subsampling=self.perception.subsampling(),
         )
 
 

@@ -47,12 +47,14 @@ class StepWindow:
             self._divisor = mean_frames
         return self._divisor, mean_frames
 
-    def rescale(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Bring the accumulated gradients to the frames of all batches; for a single batch they are."""
-        if len(self._num_frames) > 1:
-            assert self._divisor is not None
-            factor = self._divisor / torch.stack(self._num_frames).sum()
-            scale_gradients(parameters, factor)
+    def rescale(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Bring the accumulated gradients to the frames of all batches; return the factor, 1 for a single batch."""
+        if len(self._num_frames) <= 1:
+            return torch.ones(())
+        assert self._divisor is not None
+        factor = self._divisor / torch.stack(self._num_frames).sum()
+        scale_gradients(parameters, factor)
+        return factor
 
     def nonfinite_cuts(self) -> list[str] | None:
         """The cuts of the batches whose loss is NaN or infinite, over all ranks; None if all are finite.

@@ -38,6 +38,11 @@ def unwrap_forward(module: nn.Module, wrapper: Callable[..., Any]) -> None:
         module.__class__ = type(module).__bases__[0]
 
 
+def is_wrapped(module: nn.Module, wrapper: Callable[..., Any]) -> bool:
+    """Whether `wrap_forward(module, wrapper)` was called, whatever was wrapped around it since."""
+    return any(base.__dict__.get(_WRAPPER) is wrapper for base in type(module).__mro__)
+
+
 @cache
 def _wrapped(base: Any, wrapper: Callable[..., Any]) -> Any:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -24,10 +24,13 @@ def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return norm
 
 
-def clip_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale the gradients so that their `total_norm` is at most `max_norm`; return what it was."""
+def clip_norm(parameters: Iterable[nn.Parameter], max_norm: float, norm: Tensor | None = None) -> Tensor:
+    """Scale the gradients so that their `total_norm` is at most `max_norm`; return what it was.
+
+    `norm` is that, if it is known.
+    """
     parameters = list(parameters)
-    norm = total_norm(parameters)
+    norm = total_norm(parameters) if norm is None else norm
     scale_gradients(parameters, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
@@ -40,8 +43,11 @@ def clip_value(parameters: Iterable[nn.Parameter], max_value: float) -> None:
 
 def scale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> None:
     """Multiply all gradients by a scalar."""
+    by_device: dict[torch.device, list[Tensor]] = {}
     for gradient in _own_gradients(parameters):
-        gradient.mul_(factor.to(gradient.device))
+        by_device.setdefault(gradient.device, []).append(gradient)
+    for device, gradients in by_device.items():
+        torch._foreach_mul_(gradients, factor.to(device))
 
 
 def _own_gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -42,8 +42,8 @@ def parallelize(model: nn.Module, parts: ModelParts, mesh: DeviceMesh | None, co
     if mesh is not None and is_tensor_parallel:
         apply_tensor_parallel(parts, mesh[TENSOR_PARALLEL], config)
     checkpoint_blocks(parts.layers, config.activation_checkpointing)
-    if config.compile and not is_tensor_parallel:
-        for layer in parts.layers:
+    if config.compile:
+        for layer in [*([] if is_tensor_parallel else parts.layers), *parts.subsampling, *parts.encoder_layers]:
             compile_in_training(layer)
     if mesh is not None:
         _shard(model, parts, mesh, config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,7 @@ class ModelParts:
         heads: matrices from [..., H] to logits.
         encoder: what turns audio into [B, T, H]: never tensor parallel.
         encoder_layers: its repeated layers.
+        subsampling: what comes before these and costs as much.
     """
 
     body: nn.Module
@@ -29,3 +30,4 @@ class ModelParts:
     heads: list[nn.Module]
     encoder: nn.Module
     encoder_layers: list[nn.Module]
+    subsampling: list[nn.Module] = field(default_factory=list)

@@ -11,15 +11,20 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from s2s_model.codecs.base import float32_only
 from s2s_model.nemo_file import hush_nemo, load_nemo
 from s2s_model.perception.adapters import NEMO_MODULES, build_adapter, unchecked
 from s2s_model.perception.base import Perception, check_frame_length
+from s2s_model.perception.local_attention import attend_locally
+from s2s_model.perception.pointwise import multiply_pointwise
 from s2s_model.perception.streaming import PerceptionStream
 from s2s_model.targets import instantiate
+from s2s_parallel.training_graphs import TrainingGraphs
 
 log = logging.getLogger(__name__)
+GRAPHED_FEATURES = 200  # 2 s: graphs are made for lengths in these steps
 ASR_KEY = "model.pretrained_asr"
 MULTI_LAYER = f"{NEMO_MODULES}.MultiLayerProjectionConnector"
 
@@ -51,6 +56,9 @@ class NemoPerception(Perception):
         for part in (encoder, self.modality_adapter):
             # Processes would tell each other their longest audio in each forward, and wait for those without a batch.
             part.sync_max_audio_length = False
+            attend_locally(part)
+            multiply_pointwise(part)
+        self._graphs: TrainingGraphs | None = None
         check_frame_length(encoder_frame_s * getattr(self.modality_adapter, "subsampling_factor", 1), frame_length_s)
 
     @property
@@ -68,10 +76,38 @@ class NemoPerception(Perception):
             features_BFT, frames_B = self.features(input_signal, input_signal_length)
             if self.spec_augmentation is not None and self.training:
                 features_BFT = self.spec_augmentation(input_spec=features_BFT, length=frames_B)
+        if self._graphs is None:
+            return self.encode(features_BFT, frames_B)
+        return self._graphs(pad(features_BFT, (0, -features_BFT.shape[2] % GRAPHED_FEATURES)), frames_B)
+
+    def encode(self, features_BFT: Tensor, frames_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode features, augmented if they are to be; see `forward`."""
+        with unchecked():
             encoder = self._modules.get("encoder_multilayer", self.nemo_encoder)
             encoded, encoded_B = encoder(audio_signal=features_BFT, length=frames_B)
             adapted_BCT, adapted_B = self.modality_adapter(audio_signal=encoded, length=encoded_B)
         return self.proj(adapted_BCT.transpose(1, 2)), adapted_B
+
+    def graph(self) -> None:
+        """Let training replay CUDA graphs of `encode`; see `s2s_parallel.training_graphs`.
+
+        Raises:
+            ValueError: the host decides by chance what runs, which a graph would repeat.
+        """
+        for key, part in (("encoder", self.nemo_encoder), ("modality_adapter", self.modality_adapter)):
+            if any(getattr(part, "layer_drop_probs", None) or []):
+                raise ValueError(
+                    f"parallel.cuda_graphs: model.perception.{key}.stochastic_depth_drop_prob leaves out layers by "
+                    "chance, which a graph can't: set it to 0, or parallel.cuda_graphs=false"
+                )
+            if len(getattr(part, "att_context_size_all", None) or []) > 1:
+                raise ValueError(
+                    f"parallel.cuda_graphs: model.perception.{key}.att_context_size has several contexts, drawn by "
+                    "chance, which a graph can't: give one, or set parallel.cuda_graphs=false"
+                )
+        recompute = self._recomputes
+        self.activation_checkpointing(False)  # all of it is computed again then, which is as much
+        self._graphs = TrainingGraphs(self.encode, self, recompute=recompute)
 
     def features(self, audio_BS: Tensor, lens_B: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, F, T], computed in float32 and given in the weights' dtype, and their lengths [B]."""
@@ -92,10 +128,10 @@ class NemoPerception(Perception):
         """
         return PerceptionStream(self, batch_size)
 
-    def _recomputable(self) -> list[nn.Module]:
-        # The first convolutions run on 10 ms features: their activations are the largest of all.
+    def subsampling(self) -> list[nn.Module]:
+        """The first convolutions: they run on 10 ms features, so their activations are the largest of all."""
         convolutions = [m for m in [getattr(self.nemo_encoder, "pre_encode", None)] if m is not None]
-        return [*(m for m in convolutions if not isinstance(m, nn.Linear)), *self.blocks()]
+        return [m for m in convolutions if not isinstance(m, nn.Linear)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move to another device or dtype; window and filter bank stay float32, which the features need."""
