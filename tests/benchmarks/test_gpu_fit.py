@@ -1,0 +1,28 @@
+"""The benchmark of whole runs, in small on a CPU, in a process of its own as a user starts it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--size", "tiny", "--device", "cpu", "--dialogues", "24", "--workers", "1"]
+
+
+def test_a_short_run_of_the_app_tells_when_its_first_step_was_done(tmp_path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "benchmarks.gpu_fit", *SMALL, "--runs", "cold", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    cold = json.loads(out.read_text())["cold"]
+    assert 0 < cold["seconds_to_first_step"] < cold["whole_run_s"]
+
+
+def test_a_run_that_the_app_refuses_ends_with_its_message(tmp_path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "benchmarks.gpu_fit", *SMALL, "--runs", "cold", "--out", str(out)]
+    done = subprocess.run(
+        [*command, "--set", "trainer.max_stepz=1"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "max_stepz" in json.loads(out.read_text())["failed"][0]
