@@ -187,9 +187,18 @@ def fit_on(model, folder, batches, **options):
     return trainer
 
 
-def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_named(config, tmp_path, caplog):
+def with_fused(config, fused):
+    """A fused optimizer judges by itself whether it steps, and the host reads of it a step later."""
+    return config | {"optimizer": config["optimizer"] | {"fused": fused}}
+
+
+FUSED = pytest.mark.parametrize("fused", [False, True])
+
+
+@FUSED
+def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_named(config, tmp_path, caplog, fused):
     torch.manual_seed(0)
-    model = DuplexS2SModel(config)
+    model = DuplexS2SModel(with_fused(config, fused))
     reference = copy.deepcopy(model)
     trainer = fit_on(model, tmp_path, [make_batch((8,)), poisoned((8, 6)), make_batch((8,), seed=1)])
     assert trainer.callback_metrics["nonfinite_steps"] == 1
@@ -200,9 +209,10 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_named(config, tm
         assert torch.equal(mine, wanted)
 
 
-def test_a_gradient_that_is_not_finite_skips_its_step_though_the_loss_is_finite(config, tmp_path, caplog):
+@FUSED
+def test_a_gradient_that_is_not_finite_skips_its_step_though_the_loss_is_finite(config, tmp_path, caplog, fused):
     torch.manual_seed(0)
-    model = DuplexS2SModel(config)
+    model = DuplexS2SModel(with_fused(config, fused))
     steps = iter([False, True, False])
     model.audio_head.weight.register_hook(lambda grad: grad * float("inf") if next(steps) else grad)
     trainer = fit_on(model, tmp_path, [make_batch((8,))] * 3, gradient_clip_val=1.0)
@@ -211,10 +221,11 @@ def test_a_gradient_that_is_not_finite_skips_its_step_though_the_loss_is_finite(
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_a_skipped_step_leaves_no_trace_in_batch_norms(config, tmp_path):
+@FUSED
+def test_a_skipped_step_leaves_no_trace_in_batch_norms(config, tmp_path, fused):
     config["perception"]["encoder"]["conv_norm_type"] = "batch_norm"
     torch.manual_seed(0)
-    model = DuplexS2SModel(config)
+    model = DuplexS2SModel(with_fused(config, fused))
     reference = copy.deepcopy(model)
     fit_on(model, tmp_path, [make_batch((8,)), poisoned((8,))])
     fit_on(reference, tmp_path, [make_batch((8,))])
@@ -258,8 +269,20 @@ def test_validation_losses_count_frames_in_float32_under_bf16(model):
     assert logged["val_audio_loss"] == 2.0
 
 
-def test_too_many_steps_that_are_not_finite_end_the_run(config, tmp_path):
-    model = DuplexS2SModel(config | {"max_nonfinite_steps": 1})
+def test_a_fused_optimizer_clips_as_another_does(config, tmp_path):
+    states = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = DuplexS2SModel(with_fused(config, fused))
+        trainer = fit_on(model, tmp_path, [make_batch((8,), seed=s) for s in range(3)], gradient_clip_val=0.01)
+        states.append([*model.parameters(), *(state["exp_avg"] for state in trainer.optimizers[0].state.values())])
+    for mine, wanted in zip(*states, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-6)
+
+
+@FUSED
+def test_too_many_steps_that_are_not_finite_end_the_run(config, tmp_path, fused):
+    model = DuplexS2SModel(with_fused(config, fused) | {"max_nonfinite_steps": 1})
     with pytest.raises(FloatingPointError, match=r"cuts bad-0, after 1 such steps.*max_nonfinite_steps is 1"):
         fit_on(model, tmp_path, [poisoned((8,)), make_batch((8,)), poisoned((8,)), make_batch((8,))])
 

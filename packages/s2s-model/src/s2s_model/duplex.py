@@ -18,10 +18,11 @@ from s2s_model.config import ModelConfig
 from s2s_model.param_groups import build_optimizers, follow_config, parameter_groups
 from s2s_model.step_window import StepWindow
 from s2s_model.validation import ValidationLosses, ValOutput
+from s2s_model.verdicts import Verdicts, divide_gradients, judges_itself, skip_where
 from s2s_parallel.buffers import tracking_norms
 from s2s_parallel.config import ParallelConfig
 from s2s_parallel.fsdp import gather, release
-from s2s_parallel.gradients import clip_norm, clip_value, total_norm
+from s2s_parallel.gradients import clip_divisor, clip_norm, clip_value, total_norm
 from s2s_parallel.parallelize import parallelize
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         self._parallel = parallel or ParallelConfig()
         self._laid_out_on: list[Any] = []  # the mesh (or None for one device), once it is done
         self._window = StepWindow()
+        self._verdicts = Verdicts()
         self._norm: Tensor | None = None  # of the step's gradients, where it is known
         self._num_nonfinite_steps = 0
         self._statistics: list[tuple[Tensor, Tensor]] = []
@@ -113,34 +115,76 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         Raises:
             FloatingPointError: more than `model.max_nonfinite_steps` steps were dropped.
         """
+        self._verdicts.read()
         self._norm = None
-        has_scaler = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        norm = None if has_scaler else total_norm(self.parameters())  # before the host waits, so that it waits once
-        self.report_spreads()
-        cuts = self._window.nonfinite_cuts()
-        if cuts is None and norm is not None and not bool(torch.isfinite(norm)):  # all ranks agree on it
-            cuts = self._window.cut_ids()
-        if cuts is None:
-            factor = self._window.rescale(self.parameters())
-            self._norm = None if norm is None else norm * factor.to(norm.device)
+        if self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            self._judge_scaled()
+        elif judges_itself(optimizer):
+            self._let_judge(optimizer)
         else:
-            if not has_scaler:  # fp16's scaler skips the step by itself, and needs the gradients to see why
-                optimizer.zero_grad(set_to_none=True)  # with no gradient at all the step changes nothing
-            for buffer, kept in self._statistics:
-                buffer.copy_(kept)
-            self._count_nonfinite(cuts)
-        self._window.close()
+            self._judge(optimizer)
         self.log("nonfinite_steps", float(self._num_nonfinite_steps), batch_size=1)
 
-    def _count_nonfinite(self, cuts: list[str]) -> None:
+    def _judge_scaled(self) -> None:
+        """fp16's scaler skips the step by itself, and needs the gradients to see why."""
+        self.report_spreads()
+        cuts = self._window.nonfinite_cuts()
+        if cuts is None:
+            self._window.rescale(self.parameters())
+        else:
+            self._undo_statistics()
+            self._count_nonfinite(cuts, self.global_step)
+        self._window.close()
+
+    def _judge(self, optimizer: torch.optim.Optimizer) -> None:
+        norm = total_norm(self.parameters())  # before the host waits, so that it waits once
+        self.report_spreads()
+        cuts = self._window.nonfinite_cuts()
+        if cuts is None and not bool(torch.isfinite(norm)):  # all ranks agree on it
+            cuts = self._window.cut_ids()
+        if cuts is None:
+            self._norm = norm * self._window.rescale(self.parameters()).to(norm.device)
+        else:
+            optimizer.zero_grad(set_to_none=True)  # with no gradient at all the step changes nothing
+            self._undo_statistics()
+            self._count_nonfinite(cuts, self.global_step)
+        self._window.close()
+
+    def _let_judge(self, optimizer: torch.optim.Optimizer) -> None:
+        """As `_judge`, by the device; the host learns of it at the next step."""
+        norm = total_norm(self.parameters())
+        self._norm = norm * self._window.rescale(self.parameters()).to(norm.device)
+        bad = (self._window.has_nonfinite() | ~torch.isfinite(norm)).float()
+        skip_where(optimizer, bad)
+        for buffer, kept in self._statistics:
+            buffer.copy_(torch.where(bad > 0, kept, buffer))
+        window, step, spreads = self._window, self.global_step, self.take_spreads()
+        self._window = StepWindow()
+
+        def judge(figures: list[float]) -> None:
+            self.warn_of_spreads(figures[1:], spreads)
+            if figures[0]:
+                self._count_nonfinite(window.nonfinite_cuts() or window.cut_ids(), step)
+
+        self._verdicts.add(torch.stack([bad, *(spread_B.max().float() for spread_B, _ in spreads)]), judge)
+
+    def _undo_statistics(self) -> None:
+        for buffer, kept in self._statistics:
+            buffer.copy_(kept)
+
+    def _count_nonfinite(self, cuts: list[str], step: int) -> None:
         self._num_nonfinite_steps += 1
-        what = f"train_loss or its gradient isn't finite at step {self.global_step} on cuts {', '.join(cuts)}"
+        what = f"train_loss or its gradient isn't finite at step {step} on cuts {', '.join(cuts)}"
         if self._num_nonfinite_steps > self.cfg.max_nonfinite_steps:
             raise FloatingPointError(
                 f"{what}, after {self._num_nonfinite_steps - 1} such steps: model.max_nonfinite_steps is "
                 f"{self.cfg.max_nonfinite_steps}. Look at these cuts, or lower model.optimizer.lr"
             )
         log.warning("%s: the step is skipped (%d so far)", what, self._num_nonfinite_steps)
+
+    def on_train_end(self) -> None:
+        """Read what is left to read."""
+        self._verdicts.read()
 
     def configure_optimizers(self) -> Any:
         """The optimizer and scheduler of `model.optimizer`, `model.param_groups` and `model.lr_scheduler`."""
@@ -178,12 +222,14 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if gradient_clip_algorithm == "value":
             clip_value(parameters, gradient_clip_val)
+        elif self._norm is not None and judges_itself(optimizer):  # the optimizer scales them as it reads them
+            divide_gradients(optimizer, clip_divisor(self._norm, gradient_clip_val))
         else:
             clip_norm(parameters, gradient_clip_val, self._norm)
-        self._norm = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the count of skipped steps."""
+        self._verdicts.read()
         checkpoint["num_nonfinite_steps"] = self._num_nonfinite_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -212,6 +258,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the validation before; gather sharded weights, as answers differ in length."""
+        self._verdicts.read()
         self._validation = ValidationLosses()
         gather(self)
 

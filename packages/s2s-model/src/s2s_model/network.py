@@ -236,19 +236,26 @@ class DuplexNetwork(nn.Module):
             return None
         return shift_text(batch["source_tokens"][:, :num_frames], lens_B, self.cfg.delay_source_text_by, self._text_ids)
 
-    def report_spreads(self) -> None:
-        """Warn of cuts whose streams differ in length, of those prepared since the last call. Waits for the device."""
+    def take_spreads(self) -> list[tuple[Tensor, list[str]]]:
+        """By how much the streams of cuts differ that were prepared since the last call: [B] frames of each batch."""
         spreads = [(spread_B, cut_ids) for spread_B, cut_ids in self._spreads if len(cut_ids)]
-        self._spreads.clear()
-        if not spreads or int(torch.stack([spread_B.max() for spread_B, _ in spreads]).max()) <= MAX_SPREAD_FRAMES:
-            return
-        for spread_B, cut_ids in spreads:
-            worst = int(spread_B.argmax())
-            if int(spread_B[worst]) > MAX_SPREAD_FRAMES:
+        self._spreads = []
+        return spreads
+
+    def report_spreads(self) -> None:
+        """Warn of cuts whose streams differ too much, of those prepared since the last call. Waits for the device."""
+        spreads = self.take_spreads()
+        if spreads:
+            self.warn_of_spreads(torch.stack([spread_B.max() for spread_B, _ in spreads]).tolist(), spreads)
+
+    def warn_of_spreads(self, most: list[float], spreads: list[tuple[Tensor, list[str]]]) -> None:
+        """As `report_spreads`, where the largest of each batch is known."""
+        for largest, (spread_B, cut_ids) in zip(most, spreads, strict=True):
+            if largest > MAX_SPREAD_FRAMES:
                 log.warning(
                     "cut %s: user audio, text and codes differ by %d frames; cut to the shortest. Check its durations.",
-                    cut_ids[worst],
-                    int(spread_B[worst]),
+                    cut_ids[int(spread_B.argmax())],
+                    int(largest),
                 )
 
     def loss_sums(self, inputs: DuplexInputs) -> LossSums:

@@ -56,6 +56,10 @@ class StepWindow:
         scale_gradients(parameters, factor)
         return factor
 
+    def has_nonfinite(self) -> Tensor:
+        """Whether a batch's loss on any rank is NaN or infinite, a bool on the device."""
+        return torch.stack(self._num_nonfinite).sum() > 0
+
     def nonfinite_cuts(self) -> list[str] | None:
         """The cuts of the batches whose loss is NaN or infinite, over all ranks; None if all are finite.
 

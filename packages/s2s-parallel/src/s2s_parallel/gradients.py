@@ -31,8 +31,13 @@ def clip_norm(parameters: Iterable[nn.Parameter], max_norm: float, norm: Tensor 
     """
     parameters = list(parameters)
     norm = total_norm(parameters) if norm is None else norm
-    scale_gradients(parameters, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    scale_gradients(parameters, 1 / clip_divisor(norm, max_norm))
     return norm
+
+
+def clip_divisor(norm: Tensor, max_norm: float) -> Tensor:
+    """What to divide gradients of `norm` by so that theirs is at most `max_norm`: a float32 scalar, 1 or more."""
+    return ((norm.float() + 1e-6) / max_norm).clamp(min=1.0)
 
 
 def clip_value(parameters: Iterable[nn.Parameter], max_value: float) -> None:
