@@ -1,4 +1,4 @@
-"""What the model asks of a codec, and what all codecs share: frozen, float32, blind to padding.
+"""What the model asks of a codec, and what all codecs share: frozen, blind to padding, float32 outside.
 
 Shapes: `B` batch, `S` samples, `T` frames, `K` codebooks.
 """
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 RATE_TOLERANCE = 1e-6
+PRECISIONS = ("float16", "float32")
 
 
 class AudioCodec(ABC):
@@ -28,6 +29,7 @@ class AudioCodec(ABC):
         num_codebooks: codes of a frame (K).
         codebook_size: entries of each codebook.
         fingerprint: names the codec and its weights; it is stored with codes made by it.
+        device: where it codes; that of its last input.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class AudioCodec(ABC):
     ) -> None:
         with torch.inference_mode(False):
             self._model = model.float().eval().requires_grad_(False)
+        self.device: torch.device = next(self._model.parameters()).device
         self.sample_rate = sample_rate
         self.samples_per_frame = samples_per_frame
         self.num_codebooks = num_codebooks
@@ -76,8 +79,8 @@ class AudioCodec(ABC):
         # Whole frames: where a length isn't a multiple of their strides, codecs differ in how they round it.
         whole_BS = pad(audio_BS.float().where(valid_BS, 0.0), (0, T * self.samples_per_frame - S))
         frames_B = torch.div(lens_B + self.samples_per_frame - 1, self.samples_per_frame, rounding_mode="floor").long()
-        self._move_to(audio_BS.device)
         with float32_only(audio_BS.device.type):
+            self._move_to(audio_BS.device)
             codes_BKT = self._encode(whole_BS, frames_B)
         return codes_BKT.transpose(1, 2).long(), frames_B
 
@@ -96,8 +99,8 @@ class AudioCodec(ABC):
             raise ValueError(f"the codes have {K} codebooks, the codec {self.fingerprint} decodes {self.num_codebooks}")
         valid_BT = torch.arange(T, device=codes_BTK.device) < frames_B[:, None]
         codes_BKT = codes_BTK.where(valid_BT[..., None], 0).transpose(1, 2)
-        self._move_to(codes_BTK.device)
         with float32_only(codes_BTK.device.type):
+            self._move_to(codes_BTK.device)
             audio_BS = self._decode(codes_BKT, frames_B)
         # Transposed convolutions of odd strides lack a few samples at the end, others have a few too many.
         audio_BS = pad(audio_BS, (0, T * self.samples_per_frame - audio_BS.shape[1]))
@@ -106,7 +109,7 @@ class AudioCodec(ABC):
 
     def silence_codes(self) -> Tensor:
         """The codes [K] of the middle frame of a silent second, on the codec's device."""
-        device = next(self._model.parameters()).device
+        device = self.device
         if self._silence_K is None:
             with torch.inference_mode(False):  # kept, so it must be fit for training too
                 silence = torch.zeros(1, self.sample_rate, device=device)
@@ -131,9 +134,10 @@ class AudioCodec(ABC):
         """Decode codes [B, K, T]: audio [B, S], S near T * samples_per_frame."""
 
     def _move_to(self, device: torch.device) -> None:
-        if next(self._model.parameters()).device != device:
+        if self.device != device:
             with torch.inference_mode(False):  # else the moved weights would be of no use outside it
                 self._model.to(device)
+            self.device = device
 
 
 @contextmanager
@@ -150,6 +154,16 @@ def float32_only(device_type: str) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(previous)
+
+
+def check_precision(precision: str | None, key: str) -> None:
+    """Refuse a precision that no codec has.
+
+    Raises:
+        ValueError: it is none of `PRECISIONS`; the message begins with `key`.
+    """
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(f"{key}: precision is {precision!r}, but must be {' or '.join(PRECISIONS)}, or left out")
 
 
 def check_codec_rate(codec: AudioCodec, frame_length_s: float) -> None:

@@ -76,7 +76,7 @@ class MimiCodec(HuggingFaceCodec):
         return audio_BS
 
     def _move_to(self, device: Any) -> None:
-        if next(self._model.parameters()).device != device:
+        if self.device != device:
             # A codebook keeps its entries, a quotient of two buffers, where `to` doesn't find them.
             for module in self._model.modules():
                 if hasattr(module, "_embed"):
@@ -136,15 +136,19 @@ class DacCodec(HuggingFaceCodec):
 CODECS: dict[str, type[HuggingFaceCodec]] = {"dac": DacCodec, "encodec": EncodecCodec, "mimi": MimiCodec}
 
 
-def load_huggingface_codec(name_or_path: str, *, key: str, num_codebooks: int | None) -> HuggingFaceCodec:
+def load_huggingface_codec(
+    name_or_path: str, *, key: str, num_codebooks: int | None, precision: str | None
+) -> HuggingFaceCodec:
     """Load a codec whose `model_type` is one of `CODECS`.
 
     Raises:
-        ValueError: config or weights are missing or incomplete, or the codec isn't one to use.
+        ValueError: config or weights are missing or incomplete, or the codec isn't one to use, or not in `precision`.
     """
     import torch
     from transformers import AutoModel
 
+    if precision == "float16":
+        raise ValueError(f"{key}: precision is float16, but {name_or_path} runs in float32 alone: leave it out")
     try:
         model, info = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # the hub, strict configs, safetensors and torch each raise their own

@@ -2,40 +2,54 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
-from s2s_model.codecs.base import AudioCodec, float32_only
+from s2s_model.codecs.base import AudioCodec, check_precision, float32_only
 from s2s_model.codecs.huggingface import CODECS, load_huggingface_codec
 from s2s_model.codecs.nemo import MODEL_TYPE, load_nemo_codec, load_nemo_folder
 from s2s_model.names import first_line, folder_or_hub_name, instead_of_hub, not_here
 
 
-def load_codec(name_or_path: str, *, key: str = "codec", num_codebooks: int | None = None) -> AudioCodec:
-    """Load a codec to the CPU, frozen and in float32.
+class _Options(TypedDict):
+    key: str
+    num_codebooks: int | None
+    precision: str | None
+
+
+def load_codec(
+    name_or_path: str, *, key: str = "codec", num_codebooks: int | None = None, precision: str | None = None
+) -> AudioCodec:
+    """Load a codec to the CPU, frozen.
 
     Args:
         name_or_path: a `.nemo` file; a folder of `save_pretrained`, ours or transformers'; or a name: of the Hugging
             Face hub (mimi, encodec, dac) or of NeMo's registry.
         key: the config key that errors begin with.
         num_codebooks: how many of its codebooks to use (K); None takes all, or those that it was saved with.
+        precision: in which it computes on a GPU, "float16" or "float32" (there cuDNN's TF32 counts as float32). None
+            takes float16 for NeMo's HiFi-GAN codecs that agree with float32 in it, and float32 for others. On the CPU
+            it is always float32.
 
     Raises:
         FileNotFoundError: the path doesn't exist.
-        ValueError: what lies there is no codec that can be used, or not with `num_codebooks`.
+        ValueError: what lies there is no codec that can be used, or not with `num_codebooks` or `precision`.
     """
+    check_precision(precision, key)
+    options = _Options(key=key, num_codebooks=num_codebooks, precision=precision)
     # Under bf16-true Lightning makes bf16 the default while it builds.
     with float32_only("cpu"), torch.inference_mode(False):
         if name_or_path.endswith(".nemo"):
-            return load_nemo_codec(name_or_path, key=key, num_codebooks=num_codebooks)
+            return load_nemo_codec(name_or_path, **options)
         source = folder_or_hub_name(name_or_path, key)
         if Path(source).is_dir():
-            return _from_folder(Path(source), key, num_codebooks)
-        return _by_name(source, key, num_codebooks)
+            return _from_folder(Path(source), options)
+        return _by_name(source, options)
 
 
-def _from_folder(folder: Path, key: str, num_codebooks: int | None) -> AudioCodec:
+def _from_folder(folder: Path, options: _Options) -> AudioCodec:
+    key = options["key"]
     try:
         config = json.loads((folder / "config.json").read_text())
         model_type = config["model_type"]
@@ -45,23 +59,24 @@ def _from_folder(folder: Path, key: str, num_codebooks: int | None) -> AudioCode
             "give a folder that save_pretrained wrote"
         ) from error
     if model_type == MODEL_TYPE:
-        return load_nemo_folder(folder, config, key=key, num_codebooks=num_codebooks)
+        return load_nemo_folder(folder, config, **options)
     _check_type(model_type, str(folder), key)
-    return load_huggingface_codec(str(folder), key=key, num_codebooks=num_codebooks)
+    return load_huggingface_codec(str(folder), **options)
 
 
-def _by_name(name: str, key: str, num_codebooks: int | None) -> AudioCodec:
+def _by_name(name: str, options: _Options) -> AudioCodec:
     from transformers import AutoConfig
 
+    key = options["key"]
     try:
         config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         no_config = first_line(error)
     else:
         _check_type(config.model_type, name, key)
-        return load_huggingface_codec(name, key=key, num_codebooks=num_codebooks)
+        return load_huggingface_codec(name, **options)
     try:
-        return load_nemo_codec(name, key=key, num_codebooks=num_codebooks)
+        return load_nemo_codec(name, **options)
     except FileNotFoundError as error:
         no_nemo = first_line(error)
     except ValueError as error:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from s2s_model.codecs.base import AudioCodec
+from s2s_model.codecs.hifigan_coding import HiFiGANCoding, check_float16, hifigan_coding
 from s2s_model.nemo_file import hush_nemo, load_nemo
 from s2s_model.targets import check_targets
 
@@ -39,13 +40,21 @@ KEPT_SECTIONS = (
 class NemoCodec(AudioCodec):
     """NeMo's `AudioCodecModel`; a codec whose output has another rate than its input is spoken to at the output's.
 
+    On a GPU its HiFi-GAN is computed by hifigan.py, in float16 unless `precision` says otherwise.
+
     Raises:
-        ValueError: it has no quantizer, codebooks of unequal size, or another K than `num_codebooks`; the message
-            begins with `key`.
+        ValueError: it has no quantizer, codebooks of unequal size, another K than `num_codebooks`, or can't have
+            `precision`; the message begins with `key`.
     """
 
-    def __init__(self, model: Any, *, key: str = "codec", num_codebooks: int | None = None) -> None:
+    def __init__(
+        self, model: Any, *, key: str = "codec", num_codebooks: int | None = None, precision: str | None = None
+    ) -> None:
         model.discriminator = None  # only its own training needs it
+        self._key, self._precision = key, precision
+        self._coding: HiFiGANCoding | None = None
+        if precision == "float16":
+            check_float16(model, key)
         super().__init__(
             model.float(),
             sample_rate=int(model.output_sample_rate),
@@ -69,32 +78,55 @@ class NemoCodec(AudioCodec):
 
     def _encode(self, audio_BS: Tensor, frames_B: Tensor) -> Tensor:
         T = audio_BS.shape[1] // self.samples_per_frame
-        if int(frames_B.max()) < SHORTEST_FRAMES:
-            audio_BS = pad(audio_BS, (0, max(SHORTEST_FRAMES - T, 0) * self.samples_per_frame))
-            frames_B = torch.full_like(frames_B, SHORTEST_FRAMES)
-        codes_BKT, _ = self._model.encode(
-            audio=audio_BS, audio_len=frames_B * self.samples_per_frame, sample_rate=self.sample_rate
-        )
+        audio_BS = pad(audio_BS, (0, max(SHORTEST_FRAMES - T, 0) * self.samples_per_frame))
+        frames_B = frames_B.where(frames_B.max() >= SHORTEST_FRAMES, SHORTEST_FRAMES)
+        codes_BKT = self._encode_long(audio_BS, frames_B)
         # NeMo cuts to the longest example of the batch.
         codes: Tensor = pad(codes_BKT, (0, T - codes_BKT.shape[2]))
         return codes
 
+    def _encode_long(self, audio_BS: Tensor, frames_B: Tensor) -> Tensor:
+        lens_B, rate = frames_B * self.samples_per_frame, self.sample_rate
+        if self._coding is None:
+            codes_BKT: Tensor = self._model.encode(audio=audio_BS, audio_len=lens_B, sample_rate=rate)[0]
+            return codes_BKT
+        if self._model.sample_rate != rate:
+            audio_BS, lens_B = self._model.preprocess_audio(audio=audio_BS, audio_len=lens_B, sample_rate=rate)
+            frames_B = lens_B // self._model.samples_per_frame
+        return self._coding.encode(audio_BS, frames_B)
+
     def _decode(self, codes_BKT: Tensor, frames_B: Tensor) -> Tensor:
         codes_BKT = pad(codes_BKT, (0, max(SHORTEST_FRAMES - codes_BKT.shape[2], 0)))
+        if self._coding is not None:
+            return self._coding.decode(codes_BKT, frames_B)
         audio_BS: Tensor = self._model.decode(tokens=codes_BKT, tokens_len=frames_B)[0]
         return audio_BS
 
+    def _move_to(self, device: torch.device) -> None:
+        if self.device == device:
+            return
+        super()._move_to(device)
+        self._coding = None
+        if device.type == "cuda":
+            with torch.inference_mode(False), torch.no_grad():
+                self._coding = hifigan_coding(self._model, self._precision, self._key)
+                if self._coding is not None:  # it has weights of its own: these would only fill the GPU
+                    self._model.audio_encoder.cpu()
+                    self._model.audio_decoder.cpu()
 
-def load_nemo_codec(name_or_path: str, *, key: str, num_codebooks: int | None) -> NemoCodec:
+
+def load_nemo_codec(name_or_path: str, *, key: str, num_codebooks: int | None, precision: str | None) -> NemoCodec:
     """Load a `.nemo` file or, by name, from NeMo's registry."""
     hush_nemo()
     from nemo.collections.tts.models import AudioCodecModel
 
     model = load_nemo(AudioCodecModel, name_or_path, key=key, kind="AudioCodecModel")
-    return NemoCodec(model, key=key, num_codebooks=num_codebooks)
+    return NemoCodec(model, key=key, num_codebooks=num_codebooks, precision=precision)
 
 
-def load_nemo_folder(folder: Path, config: dict[str, Any], *, key: str, num_codebooks: int | None) -> NemoCodec:
+def load_nemo_folder(
+    folder: Path, config: dict[str, Any], *, key: str, num_codebooks: int | None, precision: str | None
+) -> NemoCodec:
     """Load what `NemoCodec.save_pretrained` wrote; `config` is the folder's `config.json`.
 
     Raises:
@@ -125,7 +157,7 @@ def load_nemo_folder(folder: Path, config: dict[str, Any], *, key: str, num_code
             f"{key}: weights and config in {folder} differ in {len(differing)} tensors, {differing[0]} first: "
             "save the codec anew"
         )
-    return NemoCodec(model, key=key, num_codebooks=num_codebooks)
+    return NemoCodec(model, key=key, num_codebooks=num_codebooks, precision=precision)
 
 
 def _samples_per_frame(model: Any, key: str) -> int:
