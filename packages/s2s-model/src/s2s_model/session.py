@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from s2s_model.codecs.stream import CodecStream
-from s2s_model.generation import FrameDecoder
+from s2s_model.frame_decoder import FrameDecoder
 from s2s_model.sampling import GenerationConfig
 from s2s_model.written_text import TextWriter
 
@@ -48,6 +48,7 @@ class DuplexSession:
         max_duration_s: float,
         config: GenerationConfig,
         generator: torch.Generator | None,
+        compile: bool = False,
     ) -> None:
         if model.training:
             raise ValueError("the model is in training mode, in which dropout is active: call model.eval() first")
@@ -61,7 +62,7 @@ class DuplexSession:
         self._samples_per_frame = round(model.source_sample_rate * model.frame_length_s)
         self._ear = model.perception.stream(batch_size)
         self._mind = FrameDecoder(
-            model.frame_model(), batch_size, max_frames + RESERVE, model.device, config, generator
+            model.frame_model(), batch_size, max_frames + RESERVE, model.device, config, generator, compile
         )
         self._voice = CodecStream(model.audio_codec, batch_size, model.device)
         self._writers = [TextWriter(model.tokenizer) for _ in range(batch_size)]
