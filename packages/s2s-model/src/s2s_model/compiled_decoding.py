@@ -4,6 +4,7 @@ Shapes: `B` sessions, `N` key heads, `G` query heads of one, `D` a head's width,
 `P` parts of it, `C` frames of a part.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -34,7 +35,8 @@ def compiled_blocks(blocks: Sequence[nn.Module], kept: Any, llm_config: Any) -> 
         if attention == "sdpa":
             llm_config._attn_implementation = ATTENTION
         for block, layer in zip(blocks, kept.layers, strict=True):
-            wrap_forward(block, _forward, _compiled(type(block)), kept, layer)
+            block_class: Any = type(block)
+            wrap_forward(block, _forward, _compiled(block_class), kept, layer)
             done.append(block)
         yield
     finally:
@@ -45,7 +47,8 @@ def compiled_blocks(blocks: Sequence[nn.Module], kept: Any, llm_config: Any) -> 
 
 @cache
 def _compiled(block_class: Any) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(block_class.forward)
+    # The family's own function: transformers wraps all families' in one, and torch counts recompilations by function.
+    compiled: Callable[..., Any] = torch.compile(inspect.unwrap(block_class.forward))
     return compiled
 
 

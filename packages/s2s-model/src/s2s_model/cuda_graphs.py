@@ -3,6 +3,9 @@
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -21,7 +24,7 @@ class GraphedFunction:
     log says why.
 
     Args:
-        function: called without gradients; it returns nothing. It must write its state in place.
+        function: a method of the object that keeps this one; called without gradients, it changes tensors in place.
         device: where its tensors are.
         generator: where it draws from; None is torch's global one.
         why_eager: why it can't be captured, where that is known.
@@ -36,14 +39,22 @@ class GraphedFunction:
         why_eager: str | None = None,
         may_wait: bool = False,
     ) -> None:
-        self._function = function
+        self._method = WeakMethod(function)  # else the owner's memory would wait for the garbage collector
+        self._device = device
         self._is_on_gpu = device.type == "cuda"
+        self._autocast = _autocast(device)
         self._generator = generator
         self._why_eager = why_eager
         self._may_wait = may_wait
         self._inputs: tuple[Tensor, ...] = ()
         self._num_calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
+
+    @property
+    def _function(self) -> Any:
+        function = self._method()
+        assert function is not None, "the object whose method this runs is gone"
+        return function
 
     @property
     def is_captured(self) -> bool:
@@ -63,12 +74,17 @@ class GraphedFunction:
         Args:
             inputs: of the same shapes, dtypes and device in each call; they are copied.
         """
-        if not self._num_calls:
+        if not self._num_calls or self._autocast != _autocast(self._device):  # anew, for it computes otherwise there
+            self._num_calls, self._graph, self._autocast = 0, None, _autocast(self._device)
             self._inputs = tuple(value.clone() for value in inputs)
         for kept, value in zip(self._inputs, inputs, strict=True):
             assert kept.shape == value.shape, f"an input of shape {list(value.shape)}, not {list(kept.shape)}"
             kept.copy_(value)
         self._num_calls += 1
+        with self._uncached_autocast():
+            self._run()
+
+    def _run(self) -> None:
         if self._graph is None and self._num_calls > WARM_UP and self.may_be_captured:
             self._graph = self._capture()
         if self._graph is not None:
@@ -77,6 +93,12 @@ class GraphedFunction:
             self._rehearse()
         else:
             self._function(*self._inputs)
+
+    def _uncached_autocast(self) -> AbstractContextManager[Any]:
+        """Autocast as it is, but without weights that it cast before: a graph would go on reading where they lay."""
+        if self._autocast is None or not self.may_be_captured:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._autocast, cache_enabled=False)
 
     def _rehearse(self) -> None:
         """Run it before it is captured, to know whether it can be."""
@@ -88,8 +110,7 @@ class GraphedFunction:
             self._tell()
 
     def _tell(self) -> None:
-        name = getattr(self._function, "__qualname__", repr(self._function))
-        log.info("%s runs without a CUDA graph: %s", name, self._why_eager)
+        log.info("%s runs without a CUDA graph: %s", self._function.__qualname__, self._why_eager)
 
     def _run_and_look_for_waits(self) -> None:
         before = torch.cuda.get_sync_debug_mode()
@@ -121,3 +142,8 @@ class GraphedFunction:
             self._tell()
             return None
         return graph
+
+
+def _autocast(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast computes in; None where there is none."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

@@ -60,6 +60,8 @@ def _frame_layer_class() -> Any:
             """Put in keys and values [B, heads, 1, D]; returns those of all frames [B, heads, M, D]."""
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
+            assert self.keys is not None
+            assert self.values is not None
             place_1 = self.cumulative_length.view(1)
             self.keys.index_copy_(2, place_1, key_states)
             # Under autocast keys leave the rotary embedding in float32, values don't.

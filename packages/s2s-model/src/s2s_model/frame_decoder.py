@@ -105,7 +105,7 @@ class FrameDecoder:
             ValueError: a session is as long as the cache; it has to be reset.
         """
         self._make_room()
-        with self._compiled(), _uncached_autocast(source_BH.device.type, self._advance.may_be_captured):
+        with self._compiled():
             self._advance(source_BH)
         self._used += 1
         self._num_steps += 1
@@ -217,10 +217,3 @@ class FrameDecoder:
             layer.values[:, :, :kept] = layer.values[:, :, oldest : self._used].clone()
         self._set_used(kept)
         self._begin([began - oldest for began in self._began])
-
-
-def _uncached_autocast(device_type: str, is_captured: bool) -> AbstractContextManager[Any]:
-    """Autocast as it is, but without weights that it cast before: a graph would go on reading where they lay."""
-    if not is_captured or not torch.is_autocast_enabled(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, dtype=torch.get_autocast_dtype(device_type), cache_enabled=False)

@@ -95,6 +95,7 @@ def generate(
     text_BT = torch.empty(B, T, dtype=torch.long, device=device)
     codes_BTK = text_BT[..., None].repeat(1, 1, model.num_codebooks)
     user_text_BT = torch.empty_like(text_BT) if model.writes_user_text else None
+    assert decoder.generator is not None
     with drawing_from(generator, decoder.generator):
         decoder.reset(range(B))
         for t in range(T):
@@ -112,6 +113,9 @@ def why_eager(llm: Any) -> str | None:
         return f"transformers says that {name} can't be compiled as a whole"
     if attention not in ("sdpa", "eager"):
         return f"model.attn_implementation is {attention}: sdpa or eager can be captured"
+    ropes = " ".join(str(getattr(module, "rope_type", "")) for module in llm.modules())
+    if "dynamic" in ropes or "longrope" in ropes:
+        return f"{name}'s rotary frequencies depend on how long the session has lasted"
     if any(isinstance(parameter, DTensor) for parameter in llm.parameters()):
         return "the LLM's weights are shared between devices"
     return None
