@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class Bench:
         codec.to(self.device)
         keep_sound_alive(codec.audio_decoder, 1.6)
         keep_sound_alive(codec.audio_encoder, 1.0)
-        network.load_codec = lambda *args, **kwargs: NemoCodec(codec)  # saves a trip over the disk
+        network.load_codec = lambda *_, **__: NemoCodec(codec)  # type: ignore[attr-defined]  # no trip over the disk
         section = model_config(folder, self.args)
         section["perception"]["modality_adapter"]["att_context_size"] = [70, 1]
         with torch.device(self.device):
@@ -259,7 +260,7 @@ def main() -> None:
             bench.model.to(torch.bfloat16)
             torch.set_float32_matmul_precision("medium")
         for way in WAYS:
-            bench.part(f"LLM alone, batch 8, {way}", lambda way=way: bench.llm(way, 8))
+            bench.part(f"LLM alone, batch 8, {way}", partial(bench.llm, way, 8))
         bench.part("offline, batch 8, graph", lambda: bench.offline(8, False))
         bench.part("offline, batch 8, compiled", lambda: bench.offline(8, True))
         bench.part("bf16, equal share of text and codes", lambda: bench.parity(64 if bench.cuda else 12))
@@ -271,11 +272,11 @@ def main() -> None:
         bench.part("profile, batch 8, compiled", lambda: bench.profile(8, True))
         bench.part("session, batch 8, graph", lambda: bench.session(8, short, False))
         for way in WAYS:
-            bench.part(f"LLM alone, batch 1, {way}", lambda way=way: bench.llm(way, 1))
+            bench.part(f"LLM alone, batch 1, {way}", partial(bench.llm, way, 1))
         for compile in (False, True):
             for size in (1, 32):
                 name = f"offline, batch {size}, {'compiled' if compile else 'graph'}"
-                bench.part(name, lambda size=size, compile=compile: bench.offline(size, compile))
+                bench.part(name, partial(bench.offline, size, compile))
         before = bench.mib()
         bench.model.release_graphs()
         bench.show("memory before and after release_graphs", [before, bench.mib()])
