@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from s2s_model import DuplexS2SModel
-from s2s_model.generation import FrameDecoder, check_cache
+from s2s_model.frame_decoder import FrameDecoder
+from s2s_model.generation import check_cache
 from s2s_model.sampling import GenerationConfig, Sampling
 from tests.s2s_model.builders import make_batch, make_llm, model_config
 from tests.s2s_model.families import make_family

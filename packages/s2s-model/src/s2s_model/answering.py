@@ -3,14 +3,17 @@
 Shapes: `B` batch, `T` frames (80 ms), `S` samples, `K` codebooks, `H` hidden.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from s2s_model.generation import FrameModel, Generated, generate
-from s2s_model.llm import llm_body, text_config
+from s2s_model.frame_decoder import FrameModel
+from s2s_model.generation import DecoderPool, Generated, generate, why_eager
+from s2s_model.llm import llm_blocks, llm_body, text_config
 from s2s_model.network import DuplexNetwork
 from s2s_model.sampling import GenerationConfig, as_generation_config
 from s2s_model.session import DuplexSession, check_audio
@@ -32,7 +35,25 @@ class AnsweringNetwork(DuplexNetwork):
             delay_id=self.speech.delay_id,
             num_codebooks=self.audio_codec.num_codebooks,
             writes_user_text=self.cfg.predict_user_text,
+            blocks=llm_blocks(self.llm),
+            why_eager=why_eager(self.llm),
+            weights=self._weights,
         )
+
+    @cached_property
+    def _decoders(self) -> DecoderPool:
+        return DecoderPool()
+
+    def _weights(self) -> Hashable:
+        parts = (self.llm, self.audio_head, self.embed_audio_tokens)
+        own = [] if not self.cfg.predict_user_text else [self.asr_head, self.embed_asr_tokens]
+        tensors = (t for part in (*parts, *own) for t in (*part.parameters(), *part.buffers()))
+        whole = (t.to_local() if isinstance(t, DTensor) else t for t in tensors)
+        return tuple((t.data_ptr(), t.dtype) for t in whole)
+
+    def release_graphs(self) -> None:
+        """Free what `generate` keeps for its next call: caches and CUDA graphs."""
+        self._decoders.release()
 
     @torch.no_grad()
     def generate(
@@ -40,10 +61,14 @@ class AnsweringNetwork(DuplexNetwork):
         source_BTH: Tensor,
         config: GenerationConfig | Mapping[str, Any] | None = None,
         generator: torch.Generator | None = None,
+        compile: bool = False,
     ) -> Generated:
-        """Generate text and codes for encoded user frames [B, T, H]; `config` is by default `model.generation`."""
+        """Generate text and codes for encoded user frames [B, T, H]; `config` is by default `model.generation`.
+
+        On a GPU the cache and the CUDA graph of a step are kept for the next call; `release_graphs` frees them.
+        """
         config = as_generation_config(config or self.cfg.generation)
-        return generate(self.frame_model(), source_BTH, config, generator)
+        return generate(self.frame_model(), self._decoders, source_BTH, config, generator, compile)
 
     @torch.no_grad()
     def offline_inference(
@@ -53,11 +78,12 @@ class AnsweringNetwork(DuplexNetwork):
         decode_audio: bool = True,
         config: GenerationConfig | Mapping[str, Any] | None = None,
         generator: torch.Generator | None = None,
+        compile: bool = False,
     ) -> dict[str, Any]:
         """Answer whole user recordings [B, S] of `input_signal_lens` [B] samples, floats from -1 to 1.
 
         `config` says how tokens are chosen, by default as `model.generation` does; a mapping such as
-        `{"text": {"temperature": 0.7}}` will do.
+        `{"text": {"temperature": 0.7}}` will do. `compile` makes each frame faster after slow first ones.
 
         Returns:
             `text`: B strings; `text_turns`: for each its turns as (start_s, end_s, text);
@@ -77,7 +103,7 @@ class AnsweringNetwork(DuplexNetwork):
                 f"input_signal_lens is {input_signal_lens.tolist()}: give the samples of each of the "
                 f"{len(input_signal)} recordings, {input_signal.shape[1]} at most"
             )
-        return self.answer(input_signal, input_signal_lens, decode_audio, config, generator)
+        return self.answer(input_signal, input_signal_lens, decode_audio, config, generator, compile)
 
     @torch.no_grad()
     def answer(
@@ -87,10 +113,11 @@ class AnsweringNetwork(DuplexNetwork):
         decode_audio: bool = True,
         config: GenerationConfig | Mapping[str, Any] | None = None,
         generator: torch.Generator | None = None,
+        compile: bool = False,
     ) -> dict[str, Any]:
         """As `offline_inference`, for audio that is known to be right."""
         source_BTH, lens_B = self.encode_source(input_signal, input_signal_lens)
-        generated = self.generate(source_BTH, config, generator)
+        generated = self.generate(source_BTH, config, generator, compile)
         turns, text = self._written(generated.text_BT, lens_B)
         answer: dict[str, Any] = {
             "text": text,
@@ -124,6 +151,7 @@ class AnsweringNetwork(DuplexNetwork):
         max_duration_s: float = 300.0,
         config: GenerationConfig | Mapping[str, Any] | None = None,
         generator: torch.Generator | None = None,
+        compile: bool = False,
     ) -> DuplexSession:
         """Open live conversations: audio is pushed in as it comes, text and audio come out frame by frame.
 
@@ -132,6 +160,7 @@ class AnsweringNetwork(DuplexNetwork):
             max_duration_s: how long one may last without a reset; the LLM's cache is made for it.
             config: how tokens are chosen; by default `model.generation`.
             generator: where draws come from.
+            compile: make each frame faster on a GPU; opening then takes longer.
 
         Raises:
             ValueError: the encoder has to hear the whole recording, the model is in training mode, or its weights are
@@ -139,4 +168,4 @@ class AnsweringNetwork(DuplexNetwork):
         """
         check_gathered(self.perception)
         config = as_generation_config(config or self.cfg.generation)
-        return DuplexSession(self, batch_size, max_duration_s, config, generator)
+        return DuplexSession(self, batch_size, max_duration_s, config, generator, compile)

@@ -1,16 +1,21 @@
-"""Frame-by-frame generation with a cache of fixed size, for several sessions at once.
+"""Generation frame by frame, for a batch of recordings.
 
-Shapes: `B` sessions, `T` frames (80 ms), `K` codebooks, `C` codes of one, `V` text vocabulary, `H` hidden.
+Shapes: `B` recordings, `T` frames (80 ms), `K` codebooks, `H` hidden.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from s2s_model.frame_cache import room_for
+from s2s_model.frame_decoder import FrameDecoder, FrameModel
 from s2s_model.llm import llm_body, text_config
-from s2s_model.sampling import GenerationConfig, choose
+from s2s_model.sampling import GenerationConfig, drawing_from
+
+MOST_ROOM = 16384  # frames that kept decoders may hold together, beside the one in use: 0.7 GiB for TinyLlama in bf16
 
 
 class Generated(NamedTuple):
@@ -21,182 +26,99 @@ class Generated(NamedTuple):
     user_text_BT: Tensor | None = None  # int64, what the user said, where the model writes that
 
 
-class Frame(NamedTuple):
-    """The tokens of one frame of each session."""
+class DecoderPool:
+    """Decoders that are kept, so that the next batch of the same shape replays their CUDA graphs.
 
-    text_B: Tensor
-    codes_BK: Tensor
-    user_text_B: Tensor | None
-
-
-class FrameModel(NamedTuple):
-    """The parts of the model that one step of generation needs."""
-
-    embed: Callable[..., Tensor]  # source [B,T,H], text [B,T], codes [B,T,K], user text [B,T] or None -> [B,T,H]
-    body: Callable[..., Any]  # the LLM without its heads, Hugging Face's calling convention
-    heads: Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]  # hidden [B, H] -> logits of the three channels
-    llm_config: Any  # the LLM's transformers config
-    pad_id: int  # what stands before the first frame of both text channels
-    delay_id: int  # what stands before the first frame of the codes
-    num_codebooks: int
-    writes_user_text: bool
-
-
-class FrameDecoder:
-    """Predicts frame after frame of `batch_size` sessions from the user's frames and what it predicted before.
-
-    The LLM's cache holds `max_frames` frames. A session that is reset leaves its frames in the cache, masked, until
-    their room is needed.
-
-    Args:
-        model: the parts of the model.
-        batch_size: sessions that advance together (B).
-        max_frames: how long a session may last without a reset.
-        device: where the model is.
-        config: how tokens are chosen.
-        generator: where draws come from; None is torch's global one.
+    They are made anew where the weights have moved. A copy of a model begins with none.
     """
 
-    def __init__(
-        self,
-        model: FrameModel,
-        batch_size: int,
-        max_frames: int,
-        device: torch.device,
-        config: GenerationConfig,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        self._model = model
-        self._config = config
-        self._generator = generator
-        self._max_frames = max_frames
-        self._cache, self._is_static = _make_cache(model.llm_config, max_frames)
-        self._used = 0  # frames in the cache
-        self._began = [0] * batch_size  # the cache's frame at which each session began
-        self._began_B1 = torch.zeros(batch_size, 1, dtype=torch.long, device=device)  # the same, on the device
-        self._places = torch.arange(max_frames, device=device)
-        self._last = self._before_first(batch_size, device)
+    def __init__(self) -> None:
+        self._decoders: dict[Hashable, FrameDecoder] = {}  # the one used last is the last
+        self._weights: Hashable = None
 
-    def _before_first(self, batch_size: int, device: torch.device) -> Frame:
-        pad_B = torch.full((batch_size,), self._model.pad_id, device=device)
-        codes_BK = torch.full((batch_size, self._model.num_codebooks), self._model.delay_id, device=device)
-        return Frame(pad_B, codes_BK, pad_B.clone() if self._model.writes_user_text else None)
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DecoderPool":
+        return DecoderPool()
 
-    @torch.no_grad()
-    def step(self, source_BH: Tensor) -> Frame:
-        """Predict the frame in which the user's encoded frame [B, H] is heard.
+    def __reduce__(self) -> Any:
+        return DecoderPool, ()
 
-        Raises:
-            ValueError: a session is as long as the cache; it has to be reset.
+    def __len__(self) -> int:
+        return len(self._decoders)
+
+    def take(self, key: Hashable, weights: Hashable, build: Callable[[], FrameDecoder]) -> FrameDecoder:
+        """The decoder kept as `key`, or a new one.
+
+        Args:
+            key: all that a decoder depends on, but for the weights.
+            weights: where they lie.
+            build: makes one.
         """
-        self._make_room()
-        last = self._last
-        user_text_B1 = None if last.user_text_B is None else last.user_text_B[:, None]
-        embeds_B1H = self._model.embed(source_BH[:, None], last.text_B[:, None], last.codes_BK[:, None], user_text_B1)
-        # The mask is needed from the start: without one, flash attention reads the cache's empty frames too.
-        where = self._mask_and_positions() if self._is_static else {}
-        hidden_BH: Tensor = self._model.body(
-            inputs_embeds=embeds_B1H, past_key_values=self._cache, use_cache=True, **where
-        ).last_hidden_state[:, 0]
-        text_BV, codes_BKC, user_text_BV = self._model.heads(hidden_BH)
-        self._used += 1
-        self._last = Frame(
-            choose(text_BV, self._config.text, self._generator),
-            choose(codes_BKC, self._config.audio, self._generator),
-            None if user_text_BV is None else choose(user_text_BV, self._config.user_text, self._generator),
-        )
-        return self._last
+        if weights != self._weights:
+            self.release()
+            self._weights = weights
+        decoder = self._decoders.pop(key, None)
+        if decoder is None:
+            self._make_room()
+            decoder = build()
+        self._decoders[key] = decoder
+        return decoder
 
-    def replace_last(self, rows: Sequence[int], text: int, code: int) -> None:
-        """Let these sessions go on as if their last frame had been `text` and `code` in every codebook."""
-        for row in rows:
-            self._last.text_B[row] = text
-            self._last.codes_BK[row] = code
-
-    def reset(self, rows: Sequence[int]) -> None:
-        """Let these sessions begin anew; the others go on.
-
-        Raises:
-            ValueError: the LLM keeps a recurrent state, which can't be cleared for some sessions alone.
-        """
-        if len(rows) == len(self._began):
-            self._cache, self._is_static = _make_cache(self._model.llm_config, self._max_frames)
-            self._used = 0
-        elif not self._is_static:
-            raise ValueError(
-                f"{type(self._model.llm_config).__name__}'s LLM keeps more than keys and values: reset all sessions of "
-                "a batch together, or open one batch a session"
-            )
-        first = self._before_first(len(self._began), self._last.text_B.device)
-        self._begin([self._used if row in rows else began for row, began in enumerate(self._began)])
-        for row in rows:
-            for now, new in zip(self._last, first, strict=True):
-                if now is not None and new is not None:
-                    now[row] = new[row]
-
-    def check_room(self, num_frames: int, reserve: int) -> None:
-        """Raise ValueError if a session can't last so many frames longer, and `reserve` after that."""
-        most = self._max_frames - reserve
-        full = [row for row, began in enumerate(self._began) if self._used - began + num_frames > most]
-        if full:
-            raise ValueError(
-                f"session {', '.join(map(str, full))} has lasted {self._used - self._began[full[0]]} frames and would "
-                f"get {num_frames} more, but was opened for {most}: reset it, or open it with a longer max_duration_s"
-            )
-
-    def _mask_and_positions(self) -> dict[str, Tensor]:
-        mask_BT = (self._places >= self._began_B1) & (self._places <= self._used)
-        return {"attention_mask": mask_BT, "position_ids": self._used - self._began_B1}
-
-    def _begin(self, began: list[int]) -> None:
-        self._began = began
-        self._began_B1.copy_(torch.tensor(began)[:, None])
+    def release(self) -> None:
+        """Forget all, and free their memory."""
+        self._decoders.clear()
 
     def _make_room(self) -> None:
-        """Drop what lies in the cache before the oldest session, once it is full."""
-        if self._used < self._max_frames:
-            return
-        oldest = min(self._began)
-        if oldest == 0:
-            full = [row for row, began in enumerate(self._began) if began == 0]
-            raise ValueError(
-                f"session {', '.join(map(str, full))} has lasted {self._max_frames} frames, the most it was opened "
-                "for: reset it, or open it with a longer max_duration_s"
-            )
-        kept = self._used - oldest
-        for layer in self._cache.layers:
-            layer.keys[:, :, :kept] = layer.keys[:, :, oldest : self._used].clone()
-            layer.values[:, :, :kept] = layer.values[:, :, oldest : self._used].clone()
-            layer.cumulative_length.fill_(kept)
-        self._used = kept
-        self._begin([began - oldest for began in self._began])
+        while sum(decoder.room for decoder in self._decoders.values()) > MOST_ROOM:
+            del self._decoders[next(iter(self._decoders))]
 
 
-def _make_cache(llm_config: Any, max_frames: int) -> tuple[Any, bool]:
-    """A cache of fixed size; of growing size for LLMs that keep more than keys and values (then False).
+@torch.no_grad()
+def generate(
+    model: FrameModel,
+    pool: DecoderPool,
+    source_BTH: Tensor,
+    config: GenerationConfig,
+    generator: torch.Generator | None = None,
+    compile: bool = False,
+) -> Generated:
+    """Predict text and codes at each frame from the user's frames up to it and from what was predicted before."""
+    B, T, _ = source_BTH.shape
+    device = source_BTH.device
+    room = room_for(max(T, 1))
 
-    Layers with a sliding window keep all frames too: the window is in their mask, and sessions of a batch may then
-    begin at different frames.
-    """
-    from transformers import DynamicCache, StaticCache
-    from transformers.cache_utils import Cache, StaticLayer
+    def build() -> FrameDecoder:
+        return FrameDecoder(model, B, room, device, config, torch.Generator(device), compile)
 
-    layers = StaticCache(config=llm_config, max_cache_len=max_frames).layers
-    if all(isinstance(layer, StaticLayer) for layer in layers):
-        return Cache(layers=[_static_layer(max_frames) for _ in layers]), True
-    return DynamicCache(config=llm_config), False
+    autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+    key = (B, room, device, source_BTH.dtype, repr(config), autocast, compile)
+    decoder = pool.take(key, model.weights(), build)
+    text_BT = torch.empty(B, T, dtype=torch.long, device=device)
+    codes_BTK = text_BT[..., None].repeat(1, 1, model.num_codebooks)
+    user_text_BT = torch.empty_like(text_BT) if model.writes_user_text else None
+    assert decoder.generator is not None
+    with drawing_from(generator, decoder.generator):
+        decoder.reset(range(B))
+        for t in range(T):
+            frame = decoder.step(source_BTH[:, t])
+            text_BT[:, t], codes_BTK[:, t] = frame.text_B, frame.codes_BK
+            if user_text_BT is not None and frame.user_text_B is not None:
+                user_text_BT[:, t] = frame.user_text_B
+    return Generated(text_BT, codes_BTK, user_text_BT)
 
 
-def _static_layer(max_frames: int) -> Any:
-    from transformers.cache_utils import StaticLayer
-
-    class OneDtypeLayer(StaticLayer):
-        """Keeps values in the keys' dtype: under autocast keys leave the rotary embedding in float32, values don't."""
-
-        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return super().update(key_states, value_states.to(key_states.dtype), *args, **kwargs)
-
-    return OneDtypeLayer(max_cache_len=max_frames)
+def why_eager(llm: Any) -> str | None:
+    """Why the LLM's steps can't be captured as a CUDA graph, if so; the log tells it to the user."""
+    name, attention = type(llm).__name__, text_config(llm)._attn_implementation
+    if not getattr(llm_body(llm), "_can_compile_fullgraph", False):
+        return f"transformers says that {name} can't be compiled as a whole"
+    if attention not in ("sdpa", "eager"):
+        return f"model.attn_implementation is {attention}: sdpa or eager can be captured"
+    ropes = " ".join(str(getattr(module, "rope_type", "")) for module in llm.modules())
+    if "dynamic" in ropes or "longrope" in ropes:
+        return f"{name}'s rotary frequencies depend on how long the session has lasted"
+    if any(isinstance(parameter, DTensor) for parameter in llm.parameters()):
+        return "the LLM's weights are shared between devices"
+    return None
 
 
 @torch.no_grad()
@@ -235,21 +157,3 @@ def check_cache(llm: Any) -> None:
             f"model.pretrained_llm: {type(llm).__name__} reads otherwise frame by frame than all at once: use another "
             "family, or another model.attn_implementation"
         )
-
-
-@torch.no_grad()
-def generate(
-    model: FrameModel, source_BTH: Tensor, config: GenerationConfig, generator: torch.Generator | None = None
-) -> Generated:
-    """Predict text and codes at each frame from the user's frames up to it and from what was predicted before."""
-    B, T, _ = source_BTH.shape
-    decoder = FrameDecoder(model, B, max(T, 1), source_BTH.device, config, generator)
-    text_BT = torch.empty(B, T, dtype=torch.long, device=source_BTH.device)
-    codes_BTK = text_BT[..., None].repeat(1, 1, model.num_codebooks)
-    user_text_BT = torch.empty_like(text_BT) if model.writes_user_text else None
-    for t in range(T):
-        frame = decoder.step(source_BTH[:, t])
-        text_BT[:, t], codes_BTK[:, t] = frame.text_B, frame.codes_BK
-        if user_text_BT is not None and frame.user_text_B is not None:
-            user_text_BT[:, t] = frame.user_text_B
-    return Generated(text_BT, codes_BTK, user_text_BT)

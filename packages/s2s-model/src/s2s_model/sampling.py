@@ -3,7 +3,8 @@
 Shapes: `*` any, `V` entries of a vocabulary or codebook.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,5 +86,37 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
         warpers.append(TopPLogitsWarper(sampling.top_p))
     for warper in warpers:
         scores_NV = warper(None, scores_NV)
-    drawn_N1 = torch.multinomial(scores_NV.softmax(dim=-1), 1, generator=generator)
-    return drawn_N1.view(logits.shape[:-1])
+    # As torch.multinomial draws, which would wait for the device to check its input.
+    rates_NV = torch.empty_like(scores_NV).exponential_(generator=generator)
+    return (scores_NV.softmax(dim=-1) / rates_NV).argmax(dim=-1).view(logits.shape[:-1])
+
+
+@contextmanager
+def drawing_from(source: torch.Generator | None, own: torch.Generator) -> Iterator[None]:
+    """Within this `own` draws what `source` would; what is drawn is used up there. None is torch's global one.
+
+    Raises:
+        ValueError: they are on devices of two kinds.
+    """
+    source = global_generator(own.device) if source is None else source
+    if source.device.type != own.device.type:
+        raise ValueError(f"generator is on {source.device}, the model on {own.device}: make it for the model's device")
+    own.set_state(source.get_state())
+    yield
+    source.set_state(own.get_state())
+
+
+@contextmanager
+def unchanged(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
+    """Draws within this aren't used up. None is torch's global generator of the device."""
+    generator = global_generator(device) if generator is None else generator
+    state = generator.get_state()
+    yield
+    generator.set_state(state)
+
+
+def global_generator(device: torch.device) -> torch.Generator:
+    """The one that torch draws from on a device."""
+    if device.type != "cuda":
+        return torch.default_generator
+    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from s2s_model.codecs.stream import CodecStream
-from s2s_model.generation import FrameDecoder
+from s2s_model.frame_decoder import FrameDecoder
 from s2s_model.sampling import GenerationConfig
 from s2s_model.written_text import TextWriter
 
@@ -48,6 +48,7 @@ class DuplexSession:
         max_duration_s: float,
         config: GenerationConfig,
         generator: torch.Generator | None,
+        compile: bool = False,
     ) -> None:
         if model.training:
             raise ValueError("the model is in training mode, in which dropout is active: call model.eval() first")
@@ -61,12 +62,22 @@ class DuplexSession:
         self._samples_per_frame = round(model.source_sample_rate * model.frame_length_s)
         self._ear = model.perception.stream(batch_size)
         self._mind = FrameDecoder(
-            model.frame_model(), batch_size, max_frames + RESERVE, model.device, config, generator
+            model.frame_model(), batch_size, max_frames + RESERVE, model.device, config, generator, compile
         )
         self._voice = CodecStream(model.audio_codec, batch_size, model.device)
         self._writers = [TextWriter(model.tokenizer) for _ in range(batch_size)]
         self._user_writers = [TextWriter(model.tokenizer) for _ in range(batch_size)]
         self._heard_BS = torch.zeros(batch_size, 0, dtype=torch.float32, device=model.device)
+        if model.device.type == "cuda":
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Compile and capture now, so that no push is late; what was drawn isn't used up."""
+        self._ear.warm_up()
+        dtype = next(self._model.perception.parameters()).dtype
+        width = self._model.perception.output_dim
+        self._mind.warm_up(torch.zeros(self._batch_size, width, dtype=dtype, device=self._model.device))
+        self._voice.warm_up()
 
     @property
     def latency_s(self) -> float:
@@ -175,8 +186,9 @@ class DuplexSession:
         frames = [self._mind.step(source_BNH[:, n]) for n in range(source_BNH.shape[1])]
         tokens_BN = torch.stack([frame.text_B for frame in frames], dim=1)
         codes_BNK = torch.stack([frame.codes_BK for frame in frames], dim=1)
-        tokens_BN[waiting] = self._model.tokenizer.pad_id
-        codes_BNK[waiting] = self._model.speech.delay_id
+        if waiting:  # an index, even an empty one, is a copy that waits for the device
+            tokens_BN[waiting] = self._model.tokenizer.pad_id
+            codes_BNK[waiting] = self._model.speech.delay_id
         audio_BR = self._voice.push(self._model.speakable(codes_BNK))
         text = self._write(self._writers, tokens_BN)
         user_text = [""] * self._batch_size

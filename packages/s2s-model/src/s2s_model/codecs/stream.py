@@ -1,6 +1,6 @@
 """Decoding codes as they come, window by window.
 
-Shapes: `B` sessions, `N` new frames (80 ms), `L` frames of left context, `K` codebooks, `R` samples.
+Shapes: `B` sessions, `N` new frames (80 ms), `W` of a window, `L` that are held, `K` codebooks, `R` samples.
 """
 
 from collections.abc import Sequence
@@ -10,21 +10,36 @@ from torch import Tensor
 
 from s2s_model.codecs.base import AudioCodec
 from s2s_model.codecs.context import decode_context
+from s2s_model.cuda_graphs import WARM_UP, GraphedFunction
 
 
 class CodecStream:
     """Decodes `batch_size` streams of codes; what comes out is what decoding at once gives, `lookahead_frames` later.
 
     Each frame is decoded with the frames around it that its samples depend on. Where a codec's decoder looks back
-    without end (`is_exact` is False), the last 64 frames are taken, which is close.
+    without end (`is_exact` is False), the last 64 frames are taken, which is close. On a GPU a frame of streams that
+    have all lasted that long is one CUDA graph.
     """
 
+    @torch.inference_mode(False)  # what is kept must be of use within and without
     def __init__(self, codec: AudioCodec, batch_size: int, device: torch.device) -> None:
         self._codec = codec
         self._left, self.lookahead_frames, self.is_exact = decode_context(codec)
-        self._codes_BLK = torch.zeros(batch_size, 0, codec.num_codebooks, dtype=torch.long, device=device)
+        self._size = codec.samples_per_frame
+        self._width = self._left + 1 + self.lookahead_frames  # W, what a frame is decoded with
+        self._codes_BWK = torch.zeros(batch_size, self._width, codec.num_codebooks, dtype=torch.long, device=device)
+        self._full_B = torch.full((batch_size,), self._width, device=device)
+        self._audio_BR = torch.zeros(batch_size, self._size, device=device, dtype=torch.float32)
         self._num_heard = [0] * batch_size  # frames of each stream
+        self._advance = GraphedFunction(self._decode_frame, device)
 
+    def warm_up(self) -> None:
+        """Capture, before the first frame."""
+        for _ in range(WARM_UP + 1):
+            self._advance(self._codes_BWK[:, :1])
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def push(self, codes_BNK: Tensor) -> Tensor:
         """Decode N new frames: float32 audio [B, N * samples_per_frame].
 
@@ -33,32 +48,42 @@ class CodecStream:
         num_new = codes_BNK.shape[1]
         if num_new == 0:
             return torch.zeros(len(codes_BNK), 0, dtype=torch.float32, device=codes_BNK.device)
-        self._codes_BLK = torch.cat([self._codes_BLK, codes_BNK], dim=1)
         self._num_heard = [heard + num_new for heard in self._num_heard]
-        audio_BR = self._decode(num_new)
-        self._codes_BLK = self._codes_BLK[:, -(self._left + self.lookahead_frames) or self._codes_BLK.shape[1] :]
-        return audio_BR
+        if num_new == 1 and min(self._num_heard) >= self._width:
+            self._advance(codes_BNK)
+            return self._audio_BR.clone()
+        held_BLK = torch.cat([self._codes_BWK[:, 1:], codes_BNK], dim=1)
+        self._codes_BWK.copy_(held_BLK[:, num_new - 1 :])
+        return self._decode(held_BLK, num_new)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def flush(self) -> Tensor:
         """The audio of the last `lookahead_frames` frames [B, lookahead_frames * samples_per_frame]."""
-        size = self._codec.samples_per_frame
-        if self.lookahead_frames == 0 or self._codes_BLK.shape[1] == 0:
-            return torch.zeros(len(self._codes_BLK), 0, dtype=torch.float32, device=self._codes_BLK.device)
-        return self._decode(0)[:, -self.lookahead_frames * size :]
+        if self.lookahead_frames == 0 or not any(self._num_heard):
+            return self._audio_BR[:, :0].clone()
+        return self._decode(self._codes_BWK[:, 1:], 0)[:, -self.lookahead_frames * self._size :]
 
     def reset(self, rows: Sequence[int]) -> None:
         """Let these streams begin anew."""
         for row in rows:
             self._num_heard[row] = 0
 
-    def _decode(self, num_new: int) -> Tensor:
-        """Decode the newest `num_new` frames, those that wait for their right context aside."""
-        size = self._codec.samples_per_frame
-        held = self._codes_BLK.shape[1]
+    def _decode_frame(self, codes_B1K: Tensor) -> None:
+        """Decode the frame that waited for this one, in the middle of a full window."""
+        codes_BWK = torch.cat([self._codes_BWK[:, 1:], codes_B1K], dim=1)
+        audio_BS, _ = self._codec.decode(codes_BWK, self._full_B)
+        self._audio_BR.copy_(audio_BS[:, self._left * self._size : (self._left + 1) * self._size])
+        self._codes_BWK.copy_(codes_BWK)
+
+    def _decode(self, held_BLK: Tensor, num_new: int) -> Tensor:
+        """Decode the newest `num_new` frames of those held, those that wait for their right context aside."""
+        held = held_BLK.shape[1]
+        size = self._size
         wanted = num_new or self.lookahead_frames
-        audio_BR = torch.zeros(len(self._codes_BLK), wanted * size, dtype=torch.float32, device=self._codes_BLK.device)
+        audio_BR = torch.zeros(len(held_BLK), wanted * size, dtype=torch.float32, device=held_BLK.device)
         for available, rows in self._rows_by_length(held).items():
-            codes = self._codes_BLK[rows, held - available :]
+            codes = held_BLK[rows, held - available :]
             lens = torch.full((len(rows),), available, device=codes.device)
             audio, _ = self._codec.decode(codes, lens)
             end = available * size - (self.lookahead_frames * size if num_new else 0)

@@ -1,7 +1,7 @@
 """The stages of a stream: mel features, the subsampling convolutions and Conformer layers, each with its memory.
 
-Each stage gives frame by frame what the whole recording gives. No tensor of the memory is changed in place, so that
-a stream works within and without inference mode.
+Each stage gives frame by frame what the whole recording gives. Its memory stays at its address and changes in place,
+so that a GPU can replay a step as a CUDA graph.
 
 Shapes: `B` sessions, `S` samples, `P` mel frames of a frame (8 of 10 ms), `F` mel features, `U` frames of a unit,
 `D` the encoder's width, `N` attention heads, `L` frames of left context.
@@ -33,7 +33,7 @@ class MelStream:
     def step(self, audio_BS: Tensor) -> Tensor:
         """The next frame's samples to its mel features [B, P, F], float32."""
         heard_BS = torch.cat([self._heard_BS, audio_BS], dim=1)
-        self._heard_BS = heard_BS[:, -self._past :]
+        self._heard_BS.copy_(heard_BS[:, -self._past :])
         end = self._past + self._margin * self._hop
         return self._features(pad(heard_BS[:, :end], (0, max(0, end - heard_BS.shape[1]))), end)
 
@@ -50,7 +50,7 @@ class MelStream:
 
     def reset(self, chosen_B: Tensor) -> None:
         """Nothing has been heard in the chosen sessions."""
-        self._heard_BS = self._heard_BS.masked_fill(chosen_B[:, None], 0)
+        self._heard_BS.masked_fill_(chosen_B[:, None], 0)
 
 
 class SubsamplingStream:
@@ -63,7 +63,7 @@ class SubsamplingStream:
         self._pre_encode = pre_encode
         self._last: dict[int, Tensor] = {}
 
-    def step(self, mels_BPF: Tensor, fresh_B: Tensor | None) -> Tensor:
+    def step(self, mels_BPF: Tensor, fresh_B: Tensor) -> Tensor:
         """Subsample [B, P, F] to [B, 1, D]; in `fresh_B` sessions only the last mel frame exists.
 
         Before a recording's start every layer sees zeros, not what the layer below makes of zeros.
@@ -74,13 +74,12 @@ class SubsamplingStream:
         out: Tensor = self._pre_encode.out(x.transpose(1, 2).flatten(2))
         return out
 
-    def _convolve(self, i: int, conv: Any, x: Tensor, fresh_B: Tensor | None) -> Tensor:
-        last = self._last.get(i, torch.zeros_like(x[:, :, :1]))
+    def _convolve(self, i: int, conv: Any, x: Tensor, fresh_B: Tensor) -> Tensor:
+        last = self._last.setdefault(i, torch.zeros_like(x[:, :, :1]))
         joined = torch.cat([last, x], dim=2)
-        if fresh_B is not None:
-            before = torch.arange(joined.shape[2], device=x.device) < joined.shape[2] - 1
-            joined = joined.masked_fill((fresh_B[:, None] & before)[:, None, :, None], 0)
-        self._last[i] = x[:, :, -1:]
+        before = torch.arange(joined.shape[2], device=x.device) < joined.shape[2] - 1
+        joined = joined.masked_fill((fresh_B[:, None] & before)[:, None, :, None], 0)
+        last.copy_(x[:, :, -1:])
         joined = pad(joined, (conv._left_padding, conv._right_padding))
         return conv2d(joined, conv.weight, conv.bias, conv.stride, groups=conv.groups)
 
@@ -106,9 +105,11 @@ class ConformerStream:
         self._positions = [self._project_positions(layer.self_attn, unit) for layer in encoder.layers]
         self._known_B = torch.zeros(batch_size, dtype=torch.long, device=weight.device)
         heads = encoder.layers[0].self_attn
-        empty = weight.new_zeros(batch_size, heads.h, self._left, heads.d_k)
-        inputs = weight.new_zeros(batch_size, encoder.d_model, encoder.conv_context_size[0])
-        self._memory: list[tuple[Tensor, ...]] = [(empty, empty, inputs) for _ in encoder.layers]
+        past = (batch_size, heads.h, self._left, heads.d_k)
+        inputs = (batch_size, encoder.d_model, encoder.conv_context_size[0])
+        self._memory: list[tuple[Tensor, ...]] = [
+            tuple(weight.new_zeros(shape) for shape in (past, past, inputs)) for _ in encoder.layers
+        ]
 
     def step(self, x_BUD: Tensor, lens_B: Tensor | None = None, commit_B: Tensor | None = None) -> list[Tensor]:
         """Advance by a unit.
@@ -127,16 +128,16 @@ class ConformerStream:
         for i, layer in enumerate(self._encoder.layers):
             x_BUD, memory = self._layer(layer, x_BUD, hidden_BUJ, self._positions[i], self._memory[i])
             outputs.append(x_BUD)
-            self._memory[i] = memory if commit_B is None else _choose(commit_B, memory, self._memory[i])
+            for old, new in zip(self._memory[i], memory, strict=True):
+                old.copy_(new if commit_B is None else _choose(commit_B, new, old))
         known_B = (self._known_B + x_BUD.shape[1]).clamp(max=self._left)
-        self._known_B = known_B if commit_B is None else torch.where(commit_B, known_B, self._known_B)
+        self._known_B.copy_(known_B if commit_B is None else _choose(commit_B, known_B, self._known_B))
         return outputs
 
     def reset(self, chosen_B: Tensor) -> None:
         """Nothing has been heard in the chosen sessions."""
-        self._known_B = self._known_B.masked_fill(chosen_B, 0)
-        zeros = [tuple(torch.zeros_like(x) for x in memory) for memory in self._memory]
-        self._memory = [_choose(chosen_B, new, old) for new, old in zip(zeros, self._memory, strict=True)]
+        for memory in [self._known_B, *(x for of_layer in self._memory for x in of_layer)]:
+            memory.masked_fill_(chosen_B.view(-1, *[1] * (memory.ndim - 1)), 0)
 
     def _layer(
         self, layer: Any, x: Tensor, hidden_BUJ: Tensor, positions: Tensor, memory: tuple[Tensor, ...]
@@ -197,5 +198,5 @@ class ConformerStream:
         return projected.view(-1, attention.h, attention.d_k).transpose(0, 1)
 
 
-def _choose(chosen_B: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(torch.where(chosen_B.view(-1, *[1] * (x.ndim - 1)), x, y) for x, y in zip(new, old, strict=True))
+def _choose(chosen_B: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(chosen_B.view(-1, *[1] * (new.ndim - 1)), new, old)

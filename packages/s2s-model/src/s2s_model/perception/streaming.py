@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from s2s_model.cuda_graphs import WARM_UP, GraphedFunction
 from s2s_model.perception.stream_stages import ConformerStream, MelStream, SubsamplingStream
 from s2s_model.perception.streamable import check_streamable
 
@@ -64,8 +65,24 @@ class PerceptionStream:
         weight = encoder.pre_encode.out.weight
         self._device, self._dtype = weight.device, weight.dtype
         self._heard = [0] * self._batch_size  # frames since the session's start
+        self._heard_B = torch.zeros(self._batch_size, dtype=torch.long, device=self._device)  # the same, on the device
         self._waiting_BUD = weight.new_zeros(self._batch_size, self._unit, encoder.d_model)
-        self._unit_BUH: Tensor | None = None  # the last unit's vectors
+        self._unit_BUH = weight.new_zeros(self._batch_size, self._unit, self._perception.output_dim)  # the last one
+        self._frame_BH = self._unit_BUH[:, 0].clone()  # what a push gives
+        none, some, every = (
+            GraphedFunction(hear, self._device) for hear in (self._hear_none, self._hear_some, self._hear_all)
+        )
+        self._hear = {"none": none, "some": some, "all": every}
+
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """Capture a frame's work, before the first one is heard."""
+        silence_BS = torch.zeros(self._batch_size, self._frame_samples, device=self._device)
+        needed = ("all",) if self._unit == 1 else ("none", "all") if self._batch_size == 1 else ("none", "some", "all")
+        for which in needed:
+            for _ in range(WARM_UP + 1):
+                self._hear[which](silence_BS)
+        self.reset()
 
     @property
     def waiting_rows(self) -> list[int]:
@@ -77,6 +94,7 @@ class PerceptionStream:
         """Sessions that have heard nothing since they began."""
         return [row for row, heard in enumerate(self._heard) if heard == 0]
 
+    @torch.inference_mode(False)  # the memory changes in place, whoever calls
     @torch.no_grad()
     def push(self, audio_BS: Tensor) -> Tensor:
         """Hear a whole number of frames' samples.
@@ -95,6 +113,7 @@ class PerceptionStream:
         frames = audio_BS.to(self._device, torch.float32).split(self._frame_samples, dim=1)
         return self._join([self._push_frame(frame_BS) for frame_BS in frames])
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def flush(self) -> Tensor:
         """End the audio of all sessions, and start them anew.
@@ -107,12 +126,12 @@ class PerceptionStream:
         x_B1D = self._subsampled(self._mel.last())
         self._wait(x_B1D)
         last_BUH = self._encode(lens_B=torch.tensor(lens, device=self._device).clamp(min=1))
-        known_BUH = last_BUH if self._unit_BUH is None else self._unit_BUH
-        rows = [self._rest(row, known_BUH, last_BUH) for row in range(self._batch_size)]
+        rows = [self._rest(row, self._unit_BUH, last_BUH) for row in range(self._batch_size)]
         rest_BNH = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         self.reset()
         return rest_BNH
 
+    @torch.inference_mode(False)
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Let these sessions (all, if None) begin anew with the next push, while the others go on.
 
@@ -127,6 +146,7 @@ class PerceptionStream:
         chosen_B = torch.zeros(self._batch_size, dtype=torch.bool)
         chosen_B[list(chosen)] = True
         chosen_B = chosen_B.to(self._device)
+        self._heard_B.masked_fill_(chosen_B, 0)
         self._mel.reset(chosen_B)
         for stack in self._stacks:
             stack.reset(chosen_B)
@@ -141,31 +161,44 @@ class PerceptionStream:
             )
 
     def _push_frame(self, audio_BS: Tensor) -> Tensor:
-        self._wait(self._subsampled(self._mel.step(audio_BS)))
         self._heard = [heard + 1 for heard in self._heard]
         full = [heard % self._unit == 0 for heard in self._heard]
-        if all(full):
-            self._unit_BUH = self._encode()
-        elif any(full):
-            full_B = torch.tensor(full, device=self._device)
-            unit_BUH = self._encode(commit_B=full_B)
-            old_BUH = torch.zeros_like(unit_BUH) if self._unit_BUH is None else self._unit_BUH
-            self._unit_BUH = torch.where(full_B[:, None, None], unit_BUH, old_BUH)
-        return self._oldest()
+        self._hear["all" if all(full) else "some" if any(full) else "none"](audio_BS)
+        if max(self._heard) < self._unit:
+            return self._nothing()
+        frame_BH: Tensor = self._frame_BH.clone()
+        return frame_BH[:, None]
+
+    def _hear_none(self, audio_BS: Tensor) -> None:
+        """Hear a frame of samples that fills no session's unit."""
+        self._take_in(audio_BS)
+        self._frame_BH.copy_(self._oldest())
+
+    def _hear_some(self, audio_BS: Tensor) -> None:
+        """Hear a frame of samples that fills some sessions' unit."""
+        self._take_in(audio_BS)
+        full_B = self._heard_B % self._unit == 0
+        unit_BUH = self._encode(commit_B=full_B)
+        self._unit_BUH.copy_(torch.where(full_B[:, None, None], unit_BUH, self._unit_BUH))
+        self._frame_BH.copy_(self._oldest())
+
+    def _hear_all(self, audio_BS: Tensor) -> None:
+        """Hear a frame of samples that fills all sessions' unit."""
+        self._take_in(audio_BS)
+        self._unit_BUH.copy_(self._encode())
+        self._frame_BH.copy_(self._oldest())
+
+    def _take_in(self, audio_BS: Tensor) -> None:
+        self._wait(self._subsampled(self._mel.step(audio_BS)))
+        self._heard_B.add_(1)
 
     def _subsampled(self, mels_BPF: Tensor) -> Tensor:
-        fresh = [heard == 0 for heard in self._heard]
-        fresh_B = torch.tensor(fresh, device=self._device) if any(fresh) else None
-        return self._subsampling.step(mels_BPF.to(self._dtype), fresh_B)
+        return self._subsampling.step(mels_BPF.to(self._dtype), self._heard_B == 0)
 
     def _wait(self, x_B1D: Tensor) -> None:
         """Put the new frame to its place in the unit."""
-        if self._unit == 1:
-            self._waiting_BUD = x_B1D
-            return
-        place_B = torch.tensor([heard % self._unit for heard in self._heard], device=self._device)
-        here_BU = torch.arange(self._unit, device=self._device) == place_B[:, None]
-        self._waiting_BUD = torch.where(here_BU[..., None], x_B1D, self._waiting_BUD)
+        here_BU = torch.arange(self._unit, device=self._device) == (self._heard_B % self._unit)[:, None]
+        self._waiting_BUD.copy_(torch.where(here_BU[..., None], x_B1D, self._waiting_BUD))
 
     def _encode(self, lens_B: Tensor | None = None, commit_B: Tensor | None = None) -> Tensor:
         """Encode the unit that waits to vectors [B, U, H]."""
@@ -190,17 +223,10 @@ class PerceptionStream:
         return projected
 
     def _oldest(self) -> Tensor:
-        """The frame [B, 1, H] that is `lookahead_frames` old, or [B, 0, H] if no session is."""
-        ages = [heard - self._unit for heard in self._heard]
-        if self._unit_BUH is None or max(ages) < 0:
-            return self._nothing()
-        if min(ages) == max(ages):
-            place = ages[0] % self._unit
-            return self._unit_BUH[:, place : place + 1]
-        place_B = torch.tensor([age % self._unit for age in ages], device=self._device)
-        frame_BH = self._unit_BUH[torch.arange(self._batch_size, device=self._device), place_B]
-        is_known_B = torch.tensor(ages, device=self._device) >= 0
-        return torch.where(is_known_B[:, None], frame_BH, 0)[:, None]
+        """The frame [B, H] that is `lookahead_frames` old; zeros for sessions that have none."""
+        ages_B = self._heard_B - self._unit
+        frame_BH: Tensor = self._unit_BUH[torch.arange(self._batch_size, device=self._device), ages_B % self._unit]
+        return frame_BH.masked_fill((ages_B < 0)[:, None], 0)
 
     def _rest(self, row: int, known_BUH: Tensor, last_BUH: Tensor) -> Tensor:
         """What a session [N, H] hasn't given yet, the frame after its last one included."""
