@@ -41,7 +41,7 @@ class Replays:
             return self._function(*inputs)
         stream = torch.cuda.current_stream(inputs[0].device).cuda_stream
         key = (stream, *((tensor.shape, tensor.dtype) for tensor in inputs))
-        with self._lock:
+        with self._lock, torch.cuda.device_of(inputs[0]):
             if key not in self._recordings and self._is_settled(key):
                 self._record(key, inputs)
             if key in self._recordings:
