@@ -13,6 +13,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 WARM_UP = 2  # calls before the capture: libraries load their kernels, torch.compile compiles
 SYNC = "called a synchronizing CUDA operation"  # torch's warning
+NOTICE = "Synchronization debug mode"  # and what it says of the mode itself
 
 
 class GraphedFunction:
@@ -124,7 +125,7 @@ class GraphedFunction:
         for warning in caught:
             if SYNC in str(warning.message):
                 self._why_eager = f"it waits for the device in {warning.filename}, line {warning.lineno}"
-            else:
+            elif NOTICE not in str(warning.message):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
     def _capture(self) -> torch.cuda.CUDAGraph | None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from s2s_model.codecs.base import AudioCodec
+from s2s_model.codecs.base import AudioCodec, float32_only
 from s2s_model.codecs.context import decode_context
 from s2s_model.cuda_graphs import WARM_UP, GraphedFunction
 
@@ -24,6 +25,7 @@ class CodecStream:
     @torch.inference_mode(False)  # what is kept must be of use within and without
     def __init__(self, codec: AudioCodec, batch_size: int, device: torch.device) -> None:
         self._codec = codec
+        codec._move_to(device)
         self._left, self.lookahead_frames, self.is_exact = decode_context(codec)
         self._size = codec.samples_per_frame
         self._width = self._left + 1 + self.lookahead_frames  # W, what a frame is decoded with
@@ -72,7 +74,9 @@ class CodecStream:
     def _decode_frame(self, codes_B1K: Tensor) -> None:
         """Decode the frame that waited for this one, in the middle of a full window."""
         codes_BWK = torch.cat([self._codes_BWK[:, 1:], codes_B1K], dim=1)
-        audio_BS, _ = self._codec.decode(codes_BWK, self._full_B)
+        with float32_only(codes_BWK.device.type):  # as `decode`, whose masking of padding waits for the device
+            audio_BS = self._codec._decode(codes_BWK.transpose(1, 2), self._full_B)
+        audio_BS = pad(audio_BS, (0, self._width * self._size - audio_BS.shape[1]))
         self._audio_BR.copy_(audio_BS[:, self._left * self._size : (self._left + 1) * self._size])
         self._codes_BWK.copy_(codes_BWK)
 
