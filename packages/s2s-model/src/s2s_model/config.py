@@ -30,6 +30,7 @@ class ModelConfig:
     tokenizer_path: str | None = None  # where the tokenizer lies, if not with the LLM
     attn_implementation: str | None = None  # of the LLM: sdpa, eager, flash_attention_2; by default the family's own
     audio_codec_num_codebooks: int | None = None  # use the first so many of the codec's codebooks
+    audio_codec_precision: str | None = None  # float16 or float32 on a GPU; null: float16 where the codec agrees in it
 
     # Three different tokens; needed only where the tokenizer names none of its own, or one twice.
     text_pad_token: str | None = None  # stands where the agent's text channel is silent

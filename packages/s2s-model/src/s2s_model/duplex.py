@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -26,6 +26,14 @@ from s2s_parallel.gradients import clip_divisor, clip_norm, clip_value, total_no
 from s2s_parallel.parallelize import parallelize
 
 log = logging.getLogger(__name__)
+
+
+class _Cleaning(Callback):
+    """Leaves no memory of generation behind after an exception."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        assert isinstance(pl_module, DuplexS2SModel)
+        pl_module.release_graphs()
 
 
 class DuplexS2SModel(AnsweringNetwork, LightningModule):
@@ -186,6 +194,10 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         """Read what is left to read."""
         self._verdicts.read()
 
+    def configure_callbacks(self) -> list[Callback]:
+        """What cleans up after a validation that was cut short."""
+        return [_Cleaning()]
+
     def configure_optimizers(self) -> Any:
         """The optimizer and scheduler of `model.optimizer`, `model.param_groups` and `model.lr_scheduler`."""
         return build_optimizers(
@@ -277,7 +289,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         self.report_spreads()
         objective = sums.objective(self.cfg)
         self._validation.add(name, sums, objective)
-        answer = self.answer(batch["source_audio"], batch["source_audio_lens"])
+        answer = self.answer(batch["source_audio"], batch["source_audio_lens"], compile=self._parallel.compile)
         codes_BTK, code_lens = self.target_codes(batch)
         ceiling_BS, ceiling_lens = self.audio_codec.decode(codes_BTK, code_lens)
         return ValOutput(
@@ -298,8 +310,12 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the losses of each data set and over all, exact over ranks."""
-        release(self)
+        self._end_validation()
         self._validation.log("val", self.device, self.log)
+
+    def _end_validation(self) -> None:
+        self.release_graphs()
+        release(self)
 
     def test_step(self, batch: dict[str, DuplexBatch | None], batch_idx: int) -> dict[str, ValOutput]:
         """As `validation_step`."""
@@ -311,7 +327,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """As for validation, with `test` in the names."""
-        release(self)
+        self._end_validation()
         self._validation.log("test", self.device, self.log)
 
     # --- in and out ----------------------------------------------------------------------------------------

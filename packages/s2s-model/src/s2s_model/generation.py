@@ -140,7 +140,8 @@ def check_cache(llm: Any) -> None:
         steps.append(hidden_BH)
         return hidden_BH, hidden_BH[:, None], None
 
-    parts = FrameModel(lambda source, *_: source, body, heads, config, 0, 0, 1, False)
+    eager = "its hidden states are looked at after each frame"
+    parts = FrameModel(lambda source, *_: source, body, heads, config, 0, 0, 1, False, why_eager=eager)
     try:
         decoder = FrameDecoder(parts, 1, 6, weight.device, GenerationConfig())
         for t in range(embeds_BTH.shape[1]):

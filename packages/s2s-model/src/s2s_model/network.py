@@ -78,6 +78,7 @@ class DuplexNetwork(nn.Module):
             self.cfg.pretrained_audio_codec,
             key="model.pretrained_audio_codec",
             num_codebooks=self.cfg.audio_codec_num_codebooks,
+            precision=self.cfg.audio_codec_precision,
         )
         check_codec_rate(self.audio_codec, frame_length_s)
         self.speech = SpeechTokens(self.audio_codec.codebook_size)
