@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+ERRORS = "thread_local"  # meanwhile other threads, such as those that pin batches, may allocate
 Function = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -120,12 +121,12 @@ class _Captured:
             del out
         torch.cuda.current_stream().wait_stream(stream)
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._forward, pool=pool), _autocast():
+        with torch.cuda.graph(self._forward, pool=pool, capture_error_mode=ERRORS), _autocast():
             out, self._second = self._run()
             self._first = out.detach()
             if recompute:
                 del out
-        with torch.cuda.graph(self._backward, pool=pool), _autocast():
+        with torch.cuda.graph(self._backward, pool=pool, capture_error_mode=ERRORS), _autocast():
             if recompute:
                 out, _ = self._run()
             computed = torch.autograd.grad(out, parameters, self._of_output, allow_unused=True)
