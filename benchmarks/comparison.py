@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from benchmarks import floor
@@ -80,7 +81,8 @@ class Comparison:
         return side
 
     def _build_ours(self) -> OurSide:
-        section = model_section(self._folder, self._size, {"fused": True}) | self._args.model
+        base = model_section(self._folder, self._size, {"fused": True})
+        section: Any = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(self._args.model)))
         side = OurSide.build(section, ParallelConfig(**self._args.parallel), self._device, self._dtype)
         if self._weights:
             side.take(self._weights)
@@ -141,6 +143,8 @@ class Comparison:
         for name, make in self._cases():
             if who == "nemo" and name == name_of(*self._size.best):
                 continue
+            if self._args.cases and name not in self._args.cases:
+                continue
             batches = [on_device(batch, self._device) for batch in make()]
             pace = RARELY if name in (MIX, name_of(*self._size.long)) else OFTEN
             figures = {"audio_s": round(sum(map(audio_s, batches)), 2), "batches": len(batches)}
@@ -168,7 +172,9 @@ class Comparison:
     def _live(self, who: str, side: Side) -> None:
         if isinstance(side, OurSide):
             session_s = self._args.session_s or self._size.session_s
-            figures = live_session(side.model, side.dtype, session_s, self._args.session_limit_s)
+            figures = live_session(
+                side.model, side.dtype, session_s, self._args.session_limit_s, compile=self._args.parallel["compile"]
+            )
             self._report.put(figures, who, "live")
 
     def _validation(self, who: str, side: Side) -> None:

@@ -1,7 +1,7 @@
 """NeMo 3.0's DuplexS2SModel and ours beside each other: same shapes, weights and batches, one run, one GPU.
 
     python -m benchmarks.gpu_nemo --out gpu_nemo.json
-    python -m benchmarks.gpu_nemo --out gpu_nemo.json --only agree train --who ours --parallel compile=false
+    python -m benchmarks.gpu_nemo --out gpu_nemo.json --only agree train --who ours --no-compile
     python -m benchmarks.gpu_nemo --size tiny --device cpu --out tiny.json
 
 First NeMo's model is built and measured, its float32 weights stay on the host, and it is freed; then ours gets these
@@ -59,14 +59,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="ours; by default on a GPU")
     parser.add_argument("--parallel", nargs="+", default=[], metavar="KEY=VALUE", help="of our `parallel` section")
     parser.add_argument("--model", nargs="+", default=[], metavar="KEY=VALUE", help="of our `model` section")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help='of training, as they are named, e.g. "16 x 20 s"')
     parser.add_argument("--session-s", type=float, help="seconds of audio of the live session; default: the size's")
     parser.add_argument("--session-limit-s", type=float, default=90.0, help="stop the live session after so long")
     args = parser.parse_args()
     cuda = args.device == "cuda"
     args.dtype = args.dtype or ("bfloat16" if cuda else "float32")
-    args.parallel = {"compile": cuda if args.compile is None else args.compile} | settings(args.parallel)
-    args.model = settings(args.model)
-    return args
+    fast = cuda if args.compile is None else args.compile
+    args.parallel = {"compile": fast, "cuda_graphs": fast} | settings(args.parallel)
+        return args
 
 
 def settings(pairs: list[str]) -> dict[str, Any]:

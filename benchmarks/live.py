@@ -15,7 +15,7 @@ MINUTE = round(60 / FRAME_S)  # pushes
 OUT_OF_THE_WAY = 30  # first pushes that open the windows of encoder and codec
 
 
-def live_session(model: Any, dtype: torch.dtype, session_s: float, limit_s: float) -> dict[str, Any]:
+def live_session(model: Any, dtype: torch.dtype, session_s: float, limit_s: float, *, compile: bool) -> dict[str, Any]:
     """Push `session_s` seconds of noise in pieces of a frame; the audio that comes out goes to the host.
 
     Args:
@@ -34,7 +34,7 @@ def live_session(model: Any, dtype: torch.dtype, session_s: float, limit_s: floa
     began = time.monotonic()
     with default_dtype(dtype):
         memory["before_opening"] = memory_mib()
-        session = model.open_session(batch_size=1, max_duration_s=session_s + 1.0)
+        session = model.open_session(batch_size=1, max_duration_s=session_s + 1.0, compile=compile)
         memory["opened"] = memory_mib()
         for i in range(num_pushes):
             pushed = time.perf_counter()

@@ -34,7 +34,9 @@ class OurSide(Side):
         torch.manual_seed(0)
         with device:
             model = DuplexS2SModel(section, parallel=parallel)
-        return cls(model.to(device), device, dtype)
+        side = cls(model.to(device), device, dtype)
+        side.answering = {"compile": parallel.compile}  # type: ignore[misc]
+        return side
 
     def take(self, state: Mapping[str, Tensor]) -> None:
         """Take NeMo's weights."""
@@ -84,9 +86,11 @@ class OurSide(Side):
 
     @contextmanager
     def marked(self, open_range: Opener) -> Iterator[None]:
+        graphs, self.model._graphs = self.model._graphs, None  # a replay has no parts
         no_loop: Any = SimpleNamespace(profiler=None)
         with marked_parts(no_loop, self.model, lambda name: open_range(name.removeprefix(PREFIX))):
             yield
+        self.model._graphs = graphs
 
     def flops(self, batch: Mapping[str, Any]) -> float:
         """Floating point operations of a training step that MFU counts."""

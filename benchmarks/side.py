@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Side(ABC):
     """
 
     name = ""
+    answering: ClassVar[dict[str, Any]] = {}  # arguments of `offline_inference`
 
     def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
         self.model = model
@@ -105,7 +106,9 @@ class Side(ABC):
         """Answer the batch's recordings, audio included."""
         self.model.eval()
         with default_dtype(self.dtype):
-            answer: dict[str, Any] = self.model.offline_inference(batch["source_audio"], batch["source_audio_lens"])
+            answer: dict[str, Any] = self.model.offline_inference(
+                batch["source_audio"], batch["source_audio_lens"], **self.answering
+            )
         return answer
 
 

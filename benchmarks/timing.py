@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from s2s_parallel.gpus import peak_bytes
+
 GIB, MIB = 2**30, 2**20
 
 
@@ -44,8 +46,8 @@ def forget_peak() -> None:
 
 
 def peak_gib() -> float | None:
-    """The most that tensors took since `forget_peak`."""
-    return round(torch.cuda.max_memory_allocated() / GIB, 2) if torch.cuda.is_available() else None
+    """The most that tensors took since `forget_peak`, what CUDA graphs keep included."""
+    return round(peak_bytes() / GIB, 2) if torch.cuda.is_available() else None
 
 
 def memory_mib() -> dict[str, float] | None:

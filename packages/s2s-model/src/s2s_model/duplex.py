@@ -212,7 +212,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         """
         if not self._laid_out_on:
             if self._parallel.cuda_graphs:
-                self.perception.graph()
+                self.graph()
             parallelize(self, self.parts(), self.device_mesh, self._parallel)
             self.compiles_losses = self._parallel.compile
             self._laid_out_on.append(self.device_mesh)

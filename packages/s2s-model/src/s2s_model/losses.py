@@ -50,28 +50,27 @@ def text_loss_sum(logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None 
     return losses_N.sum() if weights_N is None else (losses_N * weights_N).sum()
 
 
-def code_loss_sum(logits: Tensor, labels_NK: Tensor, weights_K: Tensor | None = None) -> Tensor:
+def code_loss_sum(logits: Tensor, labels_NK: Tensor, weights_K: Tensor) -> Tensor:
     """Summed cross entropy of the audio head [N, K * C] over frames, averaged over codebooks, in float32.
 
-    `weights_K` sum to 1; None weighs all codebooks alike.
+    `weights_K` sum to 1.
     """
-    losses_NK = cross_entropy(logits, labels_NK)
-    return losses_NK.sum() / labels_NK.shape[1] if weights_K is None else (losses_NK * weights_K).sum()
+    return (cross_entropy(logits, labels_NK) * weights_K).sum()
 
 
-def codebook_weights(weights: list[float], num_codebooks: int) -> Tensor | None:
-    """`model.codebook_loss_weight` scaled to a sum of 1 [K]; None if it isn't given.
+def codebook_weights(weights: list[float], num_codebooks: int) -> Tensor:
+    """`model.codebook_loss_weight` scaled to a sum of 1 [K], on the CPU; all alike if it isn't given.
 
     Raises:
         ValueError: there isn't one for each codebook, or they aren't weights.
     """
     if not weights:
-        return None
+        return torch.full((num_codebooks,), 1 / num_codebooks, dtype=torch.float32, device="cpu")
     if len(weights) != num_codebooks:
         raise ValueError(
             f"model.codebook_loss_weight has {len(weights)} numbers, the codec {num_codebooks} codebooks: give one each"
         )
     if min(weights) < 0 or sum(weights) <= 0:
         raise ValueError(f"model.codebook_loss_weight is {weights}: give numbers from 0 up, not all of them 0")
-    weights_K = torch.tensor(weights, dtype=torch.float32)
+    weights_K = torch.tensor(weights, dtype=torch.float32, device="cpu")
     return weights_K / weights_K.sum()

@@ -26,6 +26,7 @@ from s2s_model.config import ModelConfig
 from s2s_model.frame_statistics import FrameStatistics, frame_statistics
 from s2s_model.freezing import freeze
 from s2s_model.generation import check_cache
+from s2s_model.graphed_step import graphed_losses, make_graphs
 from s2s_model.head_loss import can_reduce, let_reduce, linear_cross_entropy
 from s2s_model.llm import (
     exact_positions,
@@ -46,6 +47,7 @@ from s2s_model.text_delays import delay_eos, shift_text
 from s2s_model.tokenizer import load_tokenizer
 from s2s_parallel.loss import whole
 from s2s_parallel.parts import ModelParts
+from s2s_parallel.training_graphs import TrainingGraphs
 
 log = logging.getLogger(__name__)
 MAX_SPREAD_FRAMES = 2  # by how much the streams of an example may differ without a word
@@ -89,6 +91,7 @@ class DuplexNetwork(nn.Module):
             if head is not None:
                 let_reduce(head)
         self.compiles_losses = False
+        self._graphs: TrainingGraphs | None = None
         self._spreads: list[tuple[Tensor, list[str]]] = []  # read when the host waits for the device anyway
         freeze(
             self,
@@ -212,13 +215,26 @@ class DuplexNetwork(nn.Module):
         """Encode both sides of a batch, align them on the frame grid and move the channels by their delays."""
         source_BTH, source_lens = self.encode_source(batch["source_audio"], batch["source_audio_lens"])
         codes_BTK, code_lens = self.target_codes(batch)
-        source_BTH, text_BT, codes_BTK, lens_B, spread_B = align_channels(
+        inputs, spread_B = self.align(
             source_BTH,
             batch["target_tokens"],
             codes_BTK,
             (source_lens, batch["target_token_lens"], code_lens),
+            batch["source_tokens"] if self.cfg.predict_user_text else None,
         )
         self._spreads.append((spread_B, batch["cut_ids"]))
+        return inputs
+
+    def align(
+        self,
+        source_BTH: Tensor,
+        tokens_BT: Tensor,
+        codes_BTK: Tensor,
+        lens: tuple[Tensor, Tensor, Tensor],
+        user_tokens_BT: Tensor | None,
+    ) -> tuple[DuplexInputs, Tensor]:
+        """What the LLM reads and learns of three streams of `lens` frames, and by how many frames [B] they differ."""
+        source_BTH, text_BT, codes_BTK, lens_B, spread_B = align_channels(source_BTH, tokens_BT, codes_BTK, lens)
         delayed_BTK = delay_codes(
             codes_BTK,
             text_BT,
@@ -230,12 +246,11 @@ class DuplexNetwork(nn.Module):
         by = self.cfg.delay_text_channel_by - self.cfg.advance_text_channel_by
         text_BT = shift_text(text_BT, lens_B, by, self._text_ids)
         text_BT = delay_eos(text_BT, lens_B, self.cfg.delay_text_eos_by, self._text_ids)
-        return make_inputs(source_BTH, text_BT, delayed_BTK, lens_B, self._user_text(batch, text_BT.shape[1], lens_B))
-
-    def _user_text(self, batch: DuplexBatch, num_frames: int, lens_B: Tensor) -> Tensor | None:
-        if not self.cfg.predict_user_text:
-            return None
-        return shift_text(batch["source_tokens"][:, :num_frames], lens_B, self.cfg.delay_source_text_by, self._text_ids)
+        user_text_BT = None
+        if user_tokens_BT is not None:
+            user_tokens_BT = user_tokens_BT[:, : text_BT.shape[1]]
+            user_text_BT = shift_text(user_tokens_BT, lens_B, self.cfg.delay_source_text_by, self._text_ids)
+        return make_inputs(source_BTH, text_BT, delayed_BTK, lens_B, user_text_BT), spread_B
 
     def take_spreads(self) -> list[tuple[Tensor, list[str]]]:
         """By how much the streams of cuts differ that were prepared since the last call: [B] frames of each batch."""
@@ -272,12 +287,11 @@ class DuplexNetwork(nn.Module):
         """As `_loss_sums`, of all frames' hidden states, without logits and without a wait for the device."""
         valid_N1 = inputs.valid_BT.flatten()[:, None].float()
         codes_NK = inputs.code_labels_BTK.flatten(0, 1)
-        K = codes_NK.shape[1]
-        weights_K = torch.full((K,), 1 / K) if self._codebook_weights is None else self._codebook_weights
+        self._codebook_weights = self._codebook_weights.to(codes_NK.device)  # once
         of_codes = partial(
             linear_cross_entropy,
             labels_NK=codes_NK,
-            weights_NK=valid_N1 * weights_K.to(valid_N1.device, non_blocking=True),
+            weights_NK=valid_N1 * self._codebook_weights,
             compiled=self.compiles_losses,
         )
         user_text = None
@@ -320,13 +334,12 @@ class DuplexNetwork(nn.Module):
         if user_logits_NV is not None:
             assert inputs.user_text_labels_BT is not None
             user_text = self._text_loss(user_logits_NV, inputs.user_text_labels_BT[valid_BT])
-        weights_K = self._codebook_weights
         return LossSums(
             text=self._text_loss(logits_NV, inputs.text_labels_BT[valid_BT]),
             audio=code_loss_sum(
                 code_logits,
                 inputs.code_labels_BTK[valid_BT],
-                None if weights_K is None else weights_K.to(code_logits.device),
+                self._codebook_weights.to(code_logits.device),
             ),
             num_frames=valid_BT.sum(),
             user_text=user_text,
@@ -337,10 +350,25 @@ class DuplexNetwork(nn.Module):
 
     def forward(self, batch: DuplexBatch) -> LossSums:
         """The losses of a batch."""
-        inputs = self.prepare_inputs(batch)
+        if self._graphs is not None and self.training:
+            sums, spread_B = graphed_losses(self, self._graphs, batch)
+            self._spreads.append((spread_B, batch["cut_ids"]))
+            return sums
+        return self.training_losses(self.prepare_inputs(batch))
+
+    def training_losses(self, inputs: DuplexInputs) -> LossSums:
+        """As `loss_sums`; in training a share of the dialogues' codes is hidden, as `model.hide_codes_share` says."""
         if self.training and self.cfg.hide_codes_share:
             inputs = hide_codes(inputs, self.cfg.hide_codes_share, self.speech.delay_id)
         return self.loss_sums(inputs)
+
+    def graph(self) -> None:
+        """Let training replay CUDA graphs; see `s2s_model.graphed_step`.
+
+        Raises:
+            ValueError: the host decides in each step what runs.
+        """
+        self._graphs = make_graphs(self)
 
     def parts(self) -> ModelParts:
         """The modules by how they are shared between devices."""

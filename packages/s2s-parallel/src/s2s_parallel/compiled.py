@@ -11,19 +11,27 @@ from torch import nn
 
 from s2s_parallel.forwards import wrap_forward
 
+MANY_SIZES = 64  # of batches; torch gives up after 8 otherwise
 
-def compile_in_training(block: nn.Module) -> None:
+
+def compile_in_training(block: nn.Module, *, each_size: bool = False) -> None:
     """Compile `block.forward` where gradients are computed. Blocks of one class share what is compiled.
 
     Generation isn't: it reads a frame at a time into a cache.
+
+    Args:
+        block: changed in place.
+        each_size: compile anew for each size of batch, which is faster than what takes any.
     """
+    if each_size:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MANY_SIZES)
     block_class: Any = type(block)
-    wrap_forward(block, _forward, _compiled(block_class))
+    wrap_forward(block, _forward, _compiled(block_class, each_size))
 
 
 @cache
-def _compiled(block_class: Any) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(block_class.forward)
+def _compiled(block_class: Any, each_size: bool) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(block_class.forward, dynamic=False if each_size else None)
     return compiled
 
 

@@ -18,7 +18,7 @@ class ParallelConfig:
     uneven_heads: str = "refuse"  # attention heads that tensor_parallel_size doesn't divide: refuse, or gather them
     activation_checkpointing: Any = "none"  # none, full, selective (all but matrix products), or N: every Nth block
     compile: bool = False  # torch.compile each block: slow first steps, faster ones after that
-    cuda_graphs: bool = False  # replay the encoder's kernels by one launch each way; on one GPU or under DDP
+    cuda_graphs: bool = False  # on one GPU: replay a step's kernels by one launch each way, for each size of batch
     param_dtype: str | None = None  # what FSDP computes in, e.g. bfloat16 over float32 weights; null: the weights' own
     reduce_dtype: str | None = "float32"  # what FSDP adds up gradients in; null: that of the gradients
     reshard_after_forward: bool = True  # free a block's gathered weights until backward: less memory, gathered twice
@@ -68,8 +68,8 @@ def check_layout(config: ParallelConfig, *, sharded: bool, tensor_parallel: bool
             )
     if config.cuda_graphs and sharded:
         raise ValueError(
-            "parallel.cuda_graphs needs the encoder's weights to stay where they are, and this strategy gathers them in"
-            " each step: set parallel.cuda_graphs=false, or use one GPU or DDP (trainer.strategy: auto or ddp)"
+            "parallel.cuda_graphs is for one GPU, whose weights stay where they are, and this strategy gathers them in"
+            " each step: set parallel.cuda_graphs=false, or trainer.strategy=auto with trainer.devices=1"
         )
     if tensor_parallel and config.cpu_offload:
         raise ValueError(

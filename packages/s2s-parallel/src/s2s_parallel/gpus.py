@@ -94,3 +94,17 @@ def find_gpu(name: str) -> Gpu:
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"--gpu is {name}: {hint}known are {', '.join(GPUS)} (add yours in s2s_parallel/gpus.py)")
     return GPUS[name]
+
+
+def peak_bytes() -> int:
+    """The most that tensors took on the current GPU since torch's peak was reset, and what CUDA graphs keep beside it.
+
+    Torch counts a graph's memory as free once it is captured, though no other tensor can have it. Takes some ms.
+    """
+    import torch
+
+    held = 0
+    for segment in torch.cuda.memory_snapshot():
+        if tuple(segment.get("segment_pool_id", (0, 0))) != (0, 0):
+            held += segment["total_size"] - segment["allocated_size"]
+    return torch.cuda.max_memory_allocated() + held

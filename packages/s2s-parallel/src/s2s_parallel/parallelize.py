@@ -44,7 +44,7 @@ def parallelize(model: nn.Module, parts: ModelParts, mesh: DeviceMesh | None, co
     checkpoint_blocks(parts.layers, config.activation_checkpointing)
     if config.compile:
         for layer in [*([] if is_tensor_parallel else parts.layers), *parts.subsampling, *parts.encoder_layers]:
-            compile_in_training(layer)
+            compile_in_training(layer, each_size=config.cuda_graphs)
     if mesh is not None:
         _shard(model, parts, mesh, config)
         keep_statistics_alike(model)

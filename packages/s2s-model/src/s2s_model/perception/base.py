@@ -32,7 +32,6 @@ class Perception(nn.Module, ABC):
         self.sample_rate = sample_rate
         self.frame_length_s = frame_length_s
         self._section = section
-        self._recomputes = False
 
     @abstractmethod
     def forward(self, input_signal: Tensor, input_signal_length: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,20 +60,8 @@ class Perception(nn.Module, ABC):
 
     def activation_checkpointing(self, enabled: bool) -> None:
         """Keep each layer's input only and compute the layer again in backward: less memory, a third more time."""
-        self._recomputes = enabled
         for module in [*self.subsampling(), *self.blocks()]:
             recompute_in_backward(module, enabled)
-
-    def graph(self) -> None:
-        """Let training replay CUDA graphs.
-
-        Raises:
-            ValueError: this encoder can't.
-        """
-        raise ValueError(
-            f"parallel.cuda_graphs: {type(self).__name__} can't be captured, NeMo's encoders can: set "
-            "parallel.cuda_graphs=false"
-        )
 
     def subsampling(self) -> list[nn.Module]:
         """What comes before the layers and takes memory and time as they do."""

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from s2s_model.codecs.base import float32_only
 from s2s_model.nemo_file import hush_nemo, load_nemo
@@ -21,10 +20,8 @@ from s2s_model.perception.local_attention import attend_locally
 from s2s_model.perception.pointwise import multiply_pointwise
 from s2s_model.perception.streaming import PerceptionStream
 from s2s_model.targets import instantiate
-from s2s_parallel.training_graphs import TrainingGraphs
 
 log = logging.getLogger(__name__)
-GRAPHED_FEATURES = 200  # 2 s: graphs are made for lengths in these steps
 ASR_KEY = "model.pretrained_asr"
 MULTI_LAYER = f"{NEMO_MODULES}.MultiLayerProjectionConnector"
 
@@ -58,7 +55,7 @@ class NemoPerception(Perception):
             part.sync_max_audio_length = False
             attend_locally(part)
             multiply_pointwise(part)
-        self._graphs: TrainingGraphs | None = None
+        self.features_per_frame = round(frame_length_s * sample_rate / preprocessor.featurizer.hop_length)
         check_frame_length(encoder_frame_s * getattr(self.modality_adapter, "subsampling_factor", 1), frame_length_s)
 
     @property
@@ -72,27 +69,29 @@ class NemoPerception(Perception):
         A causal Conformer gives one vector more than there are whole frames: its first one hears only the first
         13 ms, and the last one what came after the last but one.
         """
+        return self.encode(*self.augmented_features(input_signal, input_signal_length))
+
+    def augmented_features(self, audio_BS: Tensor, lens_B: Tensor) -> tuple[Tensor, Tensor]:
+        """As `features`, with SpecAugment in training."""
         with unchecked():
-            features_BFT, frames_B = self.features(input_signal, input_signal_length)
+            features_BFT, frames_B = self.features(audio_BS, lens_B)
             if self.spec_augmentation is not None and self.training:
                 features_BFT = self.spec_augmentation(input_spec=features_BFT, length=frames_B)
-        if self._graphs is None:
-            return self.encode(features_BFT, frames_B)
-        return self._graphs(pad(features_BFT, (0, -features_BFT.shape[2] % GRAPHED_FEATURES)), frames_B)
+        return features_BFT, frames_B
 
     def encode(self, features_BFT: Tensor, frames_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode features, augmented if they are to be; see `forward`."""
+        """Encode features; see `forward`."""
         with unchecked():
             encoder = self._modules.get("encoder_multilayer", self.nemo_encoder)
             encoded, encoded_B = encoder(audio_signal=features_BFT, length=frames_B)
             adapted_BCT, adapted_B = self.modality_adapter(audio_signal=encoded, length=encoded_B)
         return self.proj(adapted_BCT.transpose(1, 2)), adapted_B
 
-    def graph(self) -> None:
-        """Let training replay CUDA graphs of `encode`; see `s2s_parallel.training_graphs`.
+    def check_repeatable(self) -> None:
+        """Refuse what the host decides by chance in each step.
 
         Raises:
-            ValueError: the host decides by chance what runs, which a graph would repeat.
+            ValueError: with the key.
         """
         for key, part in (("encoder", self.nemo_encoder), ("modality_adapter", self.modality_adapter)):
             if any(getattr(part, "layer_drop_probs", None) or []):
@@ -105,9 +104,6 @@ class NemoPerception(Perception):
                     f"parallel.cuda_graphs: model.perception.{key}.att_context_size has several contexts, drawn by "
                     "chance, which a graph can't: give one, or set parallel.cuda_graphs=false"
                 )
-        recompute = self._recomputes
-        self.activation_checkpointing(False)  # all of it is computed again then, which is as much
-        self._graphs = TrainingGraphs(self.encode, self, recompute=recompute)
 
     def features(self, audio_BS: Tensor, lens_B: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, F, T], computed in float32 and given in the weights' dtype, and their lengths [B]."""
