@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
     args.dtype = args.dtype or ("bfloat16" if cuda else "float32")
     fast = cuda if args.compile is None else args.compile
     args.parallel = {"compile": fast, "cuda_graphs": fast} | settings(args.parallel)
-        return args
+    return args
 
 
 def settings(pairs: list[str]) -> dict[str, Any]:
