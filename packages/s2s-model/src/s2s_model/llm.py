@@ -155,19 +155,21 @@ def logit_scale_and_cap(llm: Any) -> tuple[float, float]:
 
 
 @contextmanager
-def unpacked() -> Iterator[None]:
-    """Within it transformers' models don't ask the GPU whether a row holds several sequences, and so don't wait for it.
+def whole_rows() -> Iterator[None]:
+    """Within it transformers' models know that each row is one sequence from its first frame on.
 
-    Ours never does.
+    Else they ask the GPU whether a row holds several, and wait for the answer; and while a CUDA graph is captured, when
+    they can't ask, they hide the future by a mask, which is slower than attention that is causal of itself.
     """
     from transformers import masking_utils
 
-    asks = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    known = {"find_packed_sequence_indices": lambda position_ids: None, "is_tracing": lambda *_: False}
+    own = {name: getattr(masking_utils, name) for name in known}
+    vars(masking_utils).update(known)
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = asks
+        vars(masking_utils).update(own)
 
 
 @contextmanager

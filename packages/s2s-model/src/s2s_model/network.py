@@ -37,7 +37,7 @@ from s2s_model.llm import (
     logit_scale_and_cap,
     text_config,
     text_logits,
-    unpacked,
+    whole_rows,
 )
 from s2s_model.lora import TRAINED, inject_lora
 from s2s_model.losses import LossSums, code_loss_sum, codebook_weights, text_loss_sum, token_weights
@@ -185,7 +185,7 @@ class DuplexNetwork(nn.Module):
     def hidden_states(self, inputs: DuplexInputs) -> Tensor:
         """Hidden states [B, T, H] of the LLM; the heads turn those of valid frames into logits."""
         embeds_BTH = self.embed(inputs.source_BTH, inputs.text_BT, inputs.codes_BTK, inputs.user_text_BT)
-        with unpacked():
+        with whole_rows():
             hidden: Tensor = llm_body(self.llm)(inputs_embeds=embeds_BTH, use_cache=False).last_hidden_state
         return hidden
 

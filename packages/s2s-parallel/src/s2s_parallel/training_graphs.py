@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +67,8 @@ class TrainingGraphs:
         size = (*((tensor.shape, tensor.dtype) for tensor in tensors), autocast, torch.get_default_dtype())
         if size not in self._seen or not self._parameters:
             self._seen.add(size)
-            return self._function(*tensors)
+            with _autocast():  # as in the capture, where nothing can be compiled anew
+                return self._function(*tensors)
         self._keep_gradients()
         if size not in self._captured:
             self._captured[size] = self._capture(tensors)
@@ -102,7 +103,7 @@ class TrainingGraphs:
         try:
             return _Captured(self._function, tensors, self._parameters, self._pool)
         except RuntimeError as error:
-            cause = f"{error.__context__ or error}".strip().splitlines()[0]
+            cause = " ".join(f"{error.__context__ or error}".split())[:300]
             raise ValueError(
                 f"parallel.cuda_graphs: a step of {type(self._module).__name__} can't be captured for a batch of shape"
                 f" {list(tensors[0].shape)}: {cause}. Set parallel.cuda_graphs=false"
@@ -193,10 +194,7 @@ def _unowned(tensor: Tensor) -> Tensor:
 
 
 def _autocast() -> AbstractContextManager[Any]:
-    """As it is now, but without its cache of cast weights, which would be another graph's."""
-    return torch.autocast(
-        "cuda",
-        dtype=torch.get_autocast_dtype("cuda"),
-        enabled=torch.is_autocast_enabled("cuda"),
-        cache_enabled=False,
-    )
+    """Autocast, where it is on, without its cache of cast weights, which would be another graph's."""
+    if not torch.is_autocast_enabled("cuda"):
+        return nullcontext()
+    return torch.autocast("cuda", dtype=torch.get_autocast_dtype("cuda"), cache_enabled=False)
