@@ -76,7 +76,7 @@ class NemoPerception(Perception):
             features_BFT, frames_B = self.features(input_signal, input_signal_length)
             if self.spec_augmentation is not None and self.training:
                 features_BFT = self.spec_augmentation(input_spec=features_BFT, length=frames_B)
-        if self._graphs is None:
+        if self._graphs is None or not torch.is_grad_enabled():  # an answer is as long as what was encoded
             return self.encode(features_BFT, frames_B)
         return self._graphs(pad(features_BFT, (0, -features_BFT.shape[2] % GRAPHED_FEATURES)), frames_B)
 
