@@ -236,7 +236,7 @@ def test_a_head_shared_by_tensor_parallel_peers_takes_logits(tmp_path):
 
 # --- the network --------------------------------------------------------------------------------------------
 
-PLAIN: dict = {}
+PLAIN: dict[str, object] = {}
 EVERYTHING = {
     "predict_user_text": True,
     "codebook_loss_weight": [3, 1],
