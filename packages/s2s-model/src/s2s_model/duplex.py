@@ -16,7 +16,7 @@ from s2s_data.batch import DuplexBatch
 from s2s_model.answering import AnsweringNetwork
 from s2s_model.config import ModelConfig
 from s2s_model.param_groups import build_optimizers, follow_config, parameter_groups
-from s2s_model.step_window import StepWindow
+from s2s_model.step_window import StepWindow, is_distributed
 from s2s_model.validation import ValidationLosses, ValOutput
 from s2s_model.verdicts import Verdicts, divide_gradients, judges_itself, skip_where
 from s2s_parallel.buffers import tracking_norms
@@ -212,6 +212,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         """
         if not self._laid_out_on:
             if self._parallel.cuda_graphs:
+                self._check_alone()
                 self.graph()
             parallelize(self, self.parts(), self.device_mesh, self._parallel)
             self.compiles_losses = self._parallel.compile
@@ -220,6 +221,13 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
             raise ValueError(
                 f"the model is laid out on {self._laid_out_on[0] or 'one device'} and can't move to "
                 f"{self.device_mesh or 'one device'}: build it anew for another trainer, and load its checkpoint"
+            )
+
+    def _check_alone(self) -> None:
+        if is_distributed() and torch.distributed.get_world_size() > 1:
+            raise ValueError(
+                f"parallel.cuda_graphs is for one GPU, and {torch.distributed.get_world_size()} processes train: set "
+                "parallel.cuda_graphs=false, or trainer.devices=1"
             )
 
     def configure_gradient_clipping(

@@ -127,8 +127,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = [None if x is None else x * factor.to(x.dtype) for x in ctx.saved_tensors]
+        gradients = [None if x is None else _times(x, factor) for x in ctx.saved_tensors]
         return (*gradients, None, None, None, None, None)
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """A bf16 tensor times a float32 scalar that isn't rounded to bf16 first, which would scale all gradients alike."""
+    return torch.mul(x, factor[None], out=torch.empty_like(x))
 
 
 def losses_and_gradient(

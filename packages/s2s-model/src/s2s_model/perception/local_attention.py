@@ -72,7 +72,7 @@ def _create_masks(
     chunk = right + 1
     reach = left // chunk * chunk  # frames before its own chunk that a frame hears
     width = block_frames(reach, chunk)
-    num_blocks = -(-max_audio_length // width)
+    num_blocks = max_audio_length // width + 1
     query_W1 = torch.arange(width, device=device)[:, None]
     key_J = torch.arange(-width, width, device=device)  # from the block's first frame on
     back_WJ = query_W1 // chunk - key_J.div(chunk, rounding_mode="floor")
@@ -105,7 +105,7 @@ def _attend(
     assert query is key is value, "a Conformer's attention is one of a recording to itself"
     B, T, C = query.shape
     W = mask.shape[2]
-    missing = -T % W
+    missing = W - T % W  # never 0: torch.compile would compile whole blocks apart
     query_BNTD, key_BNTD, value_BNTD = _project(attention, pad(query, (0, 0, 0, missing)))
     by_content = _blocks(query_BNTD + attention.pos_bias_u[:, None], W)
     by_position = _blocks(query_BNTD + attention.pos_bias_v[:, None], W)
@@ -150,9 +150,8 @@ def _with_block_before(x_BNTD: Tensor, width: int) -> Tensor:
 def _near(pos_emb: Tensor, width: int) -> Tensor:
     """The embedded distances 2 * W - 1, .., -W; zeros for those that the recording is too short for."""
     zero = pos_emb.shape[1] // 2  # where distance 0 stands
-    begin, end = zero - (2 * width - 1), zero + width + 1
-    near = pos_emb[0, max(begin, 0) : end]
-    return pad(near, (0, 0, max(-begin, 0), max(end - pos_emb.shape[1], 0)))
+    # Padded always, not where it is needed: torch.compile would compile short recordings apart.
+    return pad(pos_emb[0], (0, 0, 2 * width, width))[zero + 1 : zero + 1 + 3 * width]
 
 
 def _shift(scores: Tensor) -> Tensor:
