@@ -80,9 +80,9 @@ class NemoSide(Side):
             (model.perception, "forward", "perception"),
             (model.audio_codec, "encode", "codec"),
             (model.llm, "forward", "LLM"),
-            (model.lm_head, "forward", "heads"),
-            (model.audio_head, "forward", "heads"),
-            (torch.nn.functional, "cross_entropy", "loss"),
+            (model.lm_head, "forward", "heads and loss"),
+            (model.audio_head, "forward", "heads and loss"),
+            (torch.nn.functional, "cross_entropy", "heads and loss"),
         ]
         with ExitStack() as stack:
             for owner, method, part in parts:

@@ -96,7 +96,7 @@ def compiled(rank, model, sizes, options):
     shown = results(model, batches(dp)[rank // sizes.tensor_parallel_size], num_labels(dp), dp)
     counters = torch._dynamo.utils.counters
     return (
-        shown["grad llm.model.layers.8.mlp.up_proj.weight"],
+        shown["grad llm.model.layers.11.mlp.up_proj.weight"],
         counters["stats"]["unique_graphs"],
         dict(counters["graph_break"]),
     )
@@ -105,19 +105,19 @@ def compiled(rank, model, sizes, options):
 @pytest.mark.parametrize("sizes", [TP2, DP2], ids=["TP 2", "FSDP2 2"])
 @pytest.mark.parametrize("mode", ["none", "full"])
 def test_layers_are_compiled_once_for_all(sizes, mode, of_family, tmp_path):
-    """Nine of them: torch gives up on a function that it has compiled eight times."""
+    """Twelve of them: torch gives up on a function that it has compiled eight times. The encoder has up to four."""
     config = FAMILIES["llama-3"]()
-    config.num_hidden_layers = 9
+    config.num_hidden_layers = 12
     model = of_family(config)
     dp = sizes.data_parallel_size
     alone = copy.deepcopy(model)
     for batch in batches(dp):
-        expected = results(alone, batch, num_labels(dp), 1)["grad llm.model.layers.8.mlp.up_proj.weight"]
+        expected = results(alone, batch, num_labels(dp), 1)["grad llm.model.layers.11.mlp.up_proj.weight"]
     ranks = run_on_ranks(compiled, tmp_path, model, sizes, {"activation_checkpointing": mode})
     for gradient, num_graphs, breaks in ranks:
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
         # torch 2.11 breaks the graph at exchanges between peers: more pieces, but not as many for each layer.
-        assert 1 <= num_graphs < (18 if breaks else 9), breaks
+        assert 1 <= num_graphs < (24 if breaks else 12), breaks
 
 
 def test_blocks_that_the_plan_leaves_out_see_all_frames(of_family, tmp_path):

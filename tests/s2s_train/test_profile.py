@@ -57,13 +57,13 @@ def test_the_command_prints_each_part_and_leaves_a_trace(config, monkeypatch, ca
     shares = {part: float(line.split("│")[3].strip(" %")) for part in PARTS for line in lines_of(printed, part)}
     assert set(shares) == set(PARTS)
     assert sum(shares.values()) == pytest.approx(100, abs=0.05 * len(PARTS))
-    for part in ("data wait", "codec", "perception", "LLM", "heads", "loss", "backward", "optimizer"):
+    for part in ("data wait", "codec", "perception", "LLM", "heads and loss", "backward", "optimizer"):
         assert f"│ {part} " in printed
     assert "steps 1 to 3" in printed
     folder = Path("runs/tiny/profile")
     assert [file.name for file in folder.iterdir()] == ["trace.rank0.json.gz"]
     names = named(folder / "trace.rank0.json.gz")
-    for part in ("codec", "perception", "LLM", "heads", "loss", "backward"):
+    for part in ("codec", "perception", "LLM", "heads and loss", "backward"):
         assert names.count(PREFIX + part) == 3 * 2, "three steps of two batches"
     assert names.count(PREFIX + "optimizer") >= 3
     assert not (folder.parent / "checkpoints").exists(), "the run itself is left alone"

@@ -15,6 +15,7 @@ PREFIX = "s2s:"  # of a range's name in the trace
 STEPS = "steps"  # the range around all profiled steps
 OTHER = "other"
 DATA_WAIT = "data wait"
+HEADS = "heads and loss"  # a head's loss is computed with its logits, piece by piece
 COMMUNICATION = "communication"  # no range: known by its kernels
 
 # Methods of the model, by the part of a step that they are.
@@ -22,8 +23,9 @@ _MODEL_PARTS = {
     "encode_source": "perception",
     "target_codes": "codec",
     "hidden_states": "LLM",
-    "_logits": "heads",
-    "_loss_sums": "loss",
+    "_logits": HEADS,
+    "_loss_sums": HEADS,
+    "_reduced_loss_sums": HEADS,
 }
 # What Lightning tells its profiler, by the end of the name (checked with 2.5.6).
 _LOOP_PARTS = {
@@ -39,8 +41,7 @@ PARTS = (
     "codec",
     "perception",
     "LLM",
-    "heads",
-    "loss",
+    HEADS,
     "backward",
     COMMUNICATION,
     "optimizer",
