@@ -26,14 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_parallel import model_config, write_parts
-from s2s_model import DuplexS2SModel, network
-from s2s_model.codecs.nemo import NemoCodec
+from benchmarks.peer_size import CODEBOOKS, FRAME_S, SIZES, SOURCE_SAMPLES, model_section, write_parts
+from benchmarks.timing import memory_mib, percentile, synchronize, timed_ms
+from s2s_model import DuplexS2SModel
 from s2s_model.generation import DecoderPool, generate
 from s2s_model.sampling import GenerationConfig, Sampling
-from tests.s2s_model.builders import codec_config, keep_sound_alive
 
-FRAME = 1280
 WAYS = ("eager", "graph", "compiled")
 
 
@@ -69,57 +67,17 @@ class Bench:
             self.show(name, {"error": f"{type(error).__name__}: {str(error)[:300]}"})
         gc.collect()
 
-    def sync(self) -> None:
-        """Wait for the GPU."""
-        if self.cuda:
-            torch.cuda.synchronize()
-
-    def ms(self, run: Callable[[], Any], times: int = 3) -> float:
-        """Median milliseconds."""
-        taken = []
-        for _ in range(times):
-            self.sync()
-            began = time.perf_counter()
-            run()
-            self.sync()
-            taken.append((time.perf_counter() - began) * 1e3)
-        return statistics.median(taken)
-
-    def mib(self) -> dict[str, float]:
-        """MiB that torch's tensors hold, and that it has reserved."""
-        if not self.cuda:
-            return {}
-        torch.cuda.synchronize()
-        held, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-        return {"allocated": round(held / 2**20, 1), "reserved": round(reserved / 2**20, 1)}
-
     # --- parts -----------------------------------------------------------------------------------------------
 
-    def build(self, folder: Path) -> dict[str, Any]:
+    def build(self, folder: Path) -> Any:
         """Build the model in float32, on the device."""
-        from nemo.collections.tts.models import AudioCodecModel
-
-        write_parts(folder, self.args)
-        config = codec_config(num_codebooks=8)
-        config.vector_quantizer.num_levels_per_group = [8, 7, 6, 6]
-        config.audio_encoder.encoded_dim = config.audio_decoder.input_dim = 32
-        if self.args.size != "tiny":
-            config.audio_encoder.base_channels, config.audio_decoder.base_channels = 48, 864
-            del config.audio_decoder.resblock_kernel_sizes, config.audio_decoder.resblock_dilation_sizes
-            del config.audio_encoder.resblock_kernel_sizes
+        size = SIZES[self.args.size]
+        write_parts(folder, size)
         torch.manual_seed(0)
-        with torch.device(self.device):
-            codec = AudioCodecModel(config)
-        codec.to(self.device)
-        keep_sound_alive(codec.audio_decoder, 1.6)
-        keep_sound_alive(codec.audio_encoder, 1.0)
-        network.load_codec = lambda *_, **__: NemoCodec(codec)  # type: ignore[attr-defined]  # no trip over the disk
-        section = model_config(folder, self.args)
-        section["perception"]["modality_adapter"]["att_context_size"] = [70, 1]
-        with torch.device(self.device):
-            self.model = DuplexS2SModel(section).eval()
+        with self.device:
+            self.model = DuplexS2SModel(model_section(folder, size, {})).eval()
         self.model.to(self.device)
-        return self.mib()
+        return memory_mib()
 
     def source(self, batch_size: int, num_frames: int) -> Tensor:
         """Encoded user frames."""
@@ -157,37 +115,37 @@ class Bench:
         source_BTH = self.source(batch_size, num_frames)
         began = time.perf_counter()
         self.answer(way, source_BTH, GenerationConfig())
-        self.sync()
+        synchronize()
         first_s = time.perf_counter() - began
-        taken = self.ms(lambda: self.answer(way, source_BTH, GenerationConfig()), 1 if way == "eager" else 3)
+        taken = median_ms(lambda: self.answer(way, source_BTH, GenerationConfig()), 1 if way == "eager" else 3)
         return {"ms_per_frame": round(taken / num_frames, 3), "first_s": round(first_s, 2)}
 
     def offline(self, batch_size: int, compile: bool) -> dict[str, Any]:
         """Milliseconds a frame of `offline_inference`, all in, and its parts."""
         model, T = self.model, self.frames
-        audio_BS = (torch.randn(batch_size, (T - 1) * FRAME) * 0.1).to(self.device)
+        audio_BS = (torch.randn(batch_size, (T - 1) * SOURCE_SAMPLES) * 0.1).to(self.device)
         lens_B = torch.full((batch_size,), audio_BS.shape[1], device=self.device)
         with torch.no_grad():
             source_BTH, frames_B = model.encode_source(audio_BS, lens_B)
-            codes_BTK = torch.zeros(*source_BTH.shape[:2], 8, dtype=torch.long, device=self.device)
+            codes_BTK = torch.zeros(*source_BTH.shape[:2], CODEBOOKS, dtype=torch.long, device=self.device)
             whole = lambda: model.offline_inference(audio_BS, lens_B, compile=compile)  # noqa: E731
             whole()
             return {
-                "ms_per_frame": round(self.ms(whole) / T, 3),
-                "perception": round(self.ms(lambda: model.encode_source(audio_BS, lens_B)) / T, 3),
-                "LLM": round(self.ms(lambda: model.generate(source_BTH, compile=compile)) / T, 3),
-                "codec": round(self.ms(lambda: model.audio_codec.decode(codes_BTK, frames_B)) / T, 3),
-                "mib": self.mib(),
+                "ms_per_frame": round(median_ms(whole) / T, 3),
+                "perception": round(median_ms(lambda: model.encode_source(audio_BS, lens_B)) / T, 3),
+                "LLM": round(median_ms(lambda: model.generate(source_BTH, compile=compile)) / T, 3),
+                "codec": round(median_ms(lambda: model.audio_codec.decode(codes_BTK, frames_B)) / T, 3),
+                "mib": memory_mib(),
             }
 
     def session(self, batch_size: int, num_frames: int, compile: bool) -> dict[str, Any]:
         """Milliseconds a push of one frame; memory before, within and after."""
         gc.collect()
-        before = self.mib()
-        chunk_BS = torch.randn(batch_size, FRAME) * 0.1
+        before = memory_mib()
+        chunk_BS = torch.randn(batch_size, SOURCE_SAMPLES) * 0.1
         began = time.perf_counter()
-        session = self.model.open_session(batch_size, (num_frames + 2) * 0.08, compile=compile)
-        self.sync()
+        session = self.model.open_session(batch_size, (num_frames + 2) * FRAME_S, compile=compile)
+        synchronize()
         open_s = time.perf_counter() - began
         taken, memory = [], {}
         for t in range(num_frames):
@@ -195,14 +153,14 @@ class Bench:
             session.push(chunk_BS).audio_BR.cpu()
             taken.append((time.perf_counter() - began) * 1e3)
             if t + 1 in (60, num_frames // 2, num_frames):
-                memory[t + 1] = self.mib()
-        steady = sorted(taken[40:] or taken)
+                memory[t + 1] = memory_mib()
+        steady = taken[40:] or taken
         fifth = max(len(taken) // 5, 1)
         parts = (*session._ear._hear.values(), session._mind._advance, session._voice._advance)
         return {
             "median_ms": round(statistics.median(steady), 3),
-            "p99_ms": round(steady[int(0.99 * (len(steady) - 1))], 3),
-            "max_ms": round(steady[-1], 3),
+            "p99_ms": round(percentile(steady, 0.99), 3),
+            "max_ms": round(max(steady), 3),
             "median_of_fifths": [round(statistics.median(taken[i * fifth : (i + 1) * fifth]), 3) for i in range(5)],
             "first_40_ms": [round(min(taken[:40]), 2), round(max(taken[:40]), 2)],
             "open_s": round(open_s, 2),
@@ -214,11 +172,11 @@ class Bench:
     def profile(self, batch_size: int, compile: bool) -> dict[str, Any]:
         """Kernels and GPU milliseconds of each part of a push, and where they go."""
         session = self.model.open_session(batch_size, 20.0, compile=compile)
-        chunk_BS = torch.randn(batch_size, FRAME, device=self.device) * 0.1
+        chunk_BS = torch.randn(batch_size, SOURCE_SAMPLES, device=self.device) * 0.1
         for _ in range(40 if self.cuda else 2):
             session.push(chunk_BS)
         source_BH = self.source(batch_size, 1)[:, 0]
-        codes_B1K = torch.zeros(batch_size, 1, 8, dtype=torch.long, device=self.device)
+        codes_B1K = torch.zeros(batch_size, 1, CODEBOOKS, dtype=torch.long, device=self.device)
         return {
             "encoder, two frames": self.kernels(lambda: (session._ear.push(chunk_BS), session._ear.push(chunk_BS))),
             "LLM": self.kernels(lambda: session._mind.step(source_BH)),
@@ -233,7 +191,7 @@ class Bench:
         with profile(activities=activities) as profiler:
             for _ in range(times):
                 run()
-            self.sync()
+            synchronize()
         totals: dict[str, list[float]] = {}
         for event in profiler.events() or []:
             if event.device_type.name == "CUDA":
@@ -246,6 +204,11 @@ class Bench:
             "gpu_ms": round(sum(ms for _, ms in totals.values()), 3),
             "top": {name: [round(count, 1), round(ms, 3)] for name, (count, ms) in top},
         }
+
+
+def median_ms(run: Callable[[], Any], times: int = 3) -> float:
+    """Median milliseconds of a call."""
+    return statistics.median(timed_ms(run) for _ in range(times))
 
 
 def main() -> None:
@@ -277,9 +240,9 @@ def main() -> None:
             for size in (1, 32):
                 name = f"offline, batch {size}, {'compiled' if compile else 'graph'}"
                 bench.part(name, partial(bench.offline, size, compile))
-        before = bench.mib()
+        before = memory_mib()
         bench.model.release_graphs()
-        bench.show("memory before and after release_graphs", [before, bench.mib()])
+        bench.show("memory before and after release_graphs", [before, memory_mib()])
 
 
 def parse() -> argparse.Namespace:

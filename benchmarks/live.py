@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from benchmarks.peer_size import FRAME_S, SOURCE_SAMPLES
-from benchmarks.timing import default_dtype, free, memory_mib, percentile, synchronize
+from benchmarks.timing import free, memory_mib, percentile, synchronize
+from s2s_model.dtypes import default_dtype
 
 MINUTE = round(60 / FRAME_S)  # pushes
 OUT_OF_THE_WAY = 30  # first pushes that open the windows of encoder and codec

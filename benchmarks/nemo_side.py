@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.side import CLIP_NORM, Opener, Side, wrapped
-from benchmarks.timing import default_dtype
+from s2s_model.dtypes import default_dtype
 
 OPTIMIZER = {"foreach": True}  # as its s2s_duplex.yaml has it
 

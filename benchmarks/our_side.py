@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.side import CLIP_NORM, Opener, Side
-from benchmarks.timing import default_dtype
+from s2s_model.dtypes import default_dtype
 from s2s_model.from_nemo import _our_names
 from s2s_model.weights import put_weights
 from s2s_parallel.config import ParallelConfig
@@ -88,9 +88,11 @@ class OurSide(Side):
     def marked(self, open_range: Opener) -> Iterator[None]:
         graphs, self.model._graphs = self.model._graphs, None  # a replay has no parts
         no_loop: Any = SimpleNamespace(profiler=None)
-        with marked_parts(no_loop, self.model, lambda name: open_range(name.removeprefix(PREFIX))):
-            yield
-        self.model._graphs = graphs
+        try:
+            with marked_parts(no_loop, self.model, lambda name: open_range(name.removeprefix(PREFIX))):
+                yield
+        finally:
+            self.model._graphs = graphs
 
     def flops(self, batch: Mapping[str, Any]) -> float:
         """Floating point operations of a training step that MFU counts."""

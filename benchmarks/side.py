@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from benchmarks.timing import default_dtype, forget_peak, free, peak_gib, summary, timed_ms
+from benchmarks.timing import forget_peak, free, peak_gib, summary, timed_ms
+from s2s_model.dtypes import default_dtype
 from s2s_train.calibrate_memory import is_out_of_memory
 
 CLIP_NORM = 1.0

@@ -1,4 +1,4 @@
-"""Clocks, memory and dtypes of GPU benchmarks."""
+"""Clocks and memory of GPU benchmarks."""
 
 from __future__ import annotations
 
@@ -56,17 +56,6 @@ def memory_mib() -> dict[str, float] | None:
         return None
     allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
     return {"allocated": round(allocated / MIB, 1), "reserved": round(reserved / MIB, 1)}
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Lightning's bf16-true makes bf16 the default dtype within a step's forward."""
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(previous)
 
 
 @contextmanager

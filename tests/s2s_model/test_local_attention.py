@@ -16,6 +16,7 @@ from s2s_model.perception.pointwise import multiply_pointwise
 from s2s_parallel.compiled import _compiled, compile_in_training
 from s2s_parallel.forwards import is_wrapped
 from tests.s2s_model import perception_builders as make
+from tests.s2s_model.builders import conformer
 
 WIDTH = 32
 RTOL = 1e-4
@@ -33,26 +34,15 @@ EVERY_CONTEXT = pytest.mark.parametrize(("context", "style"), CONTEXTS.values(),
 def build(context=(70, 0), style="chunked_limited", **keys):
     """A causal Conformer of two layers and no subsampling, whose position biases aren't zero."""
     torch.manual_seed(0)
-    wanted = {
-        "feat_in": WIDTH,
-        "feat_out": -1,
+    wanted = conformer(WIDTH, 1) | {
         "n_layers": 2,
-        "d_model": WIDTH,
-        "subsampling": "dw_striding",
-        "subsampling_factor": 1,
-        "causal_downsampling": True,
         "n_heads": 4,
         "att_context_size": list(context),
         "att_context_style": style,
         "conv_kernel_size": 9,
-        "conv_norm_type": "layer_norm",
-        "conv_context_size": "causal",
-        "dropout": 0.0,
-        "dropout_pre_encoder": 0.0,
-        "dropout_emb": 0.0,
-        "dropout_att": 0.0,
         "use_pytorch_sdpa": True,
     }
+    del wanted["_target_"]
     encoder = ConformerEncoder(**(wanted | keys))
     for layer in encoder.layers:
         if hasattr(layer.self_attn, "pos_bias_u"):

@@ -3,12 +3,14 @@
 import logging
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakMethod
 
 import torch
 from torch import Tensor
+
+from s2s_parallel.graph_capture import autocast_dtype, capture, uncached_autocast
 
 log = logging.getLogger(__name__)
 WARM_UP = 2  # calls before the capture: libraries load their kernels, torch.compile compiles
@@ -43,7 +45,7 @@ class GraphedFunction:
         self._method = WeakMethod(function)  # else the owner's memory would wait for the garbage collector
         self._device = device
         self._is_on_gpu = device.type == "cuda"
-        self._autocast = _autocast(device)
+        self._autocast = autocast_dtype(device.type)
         self._generator = generator
         self._why_eager = why_eager
         self._may_wait = may_wait
@@ -75,14 +77,15 @@ class GraphedFunction:
         Args:
             inputs: of the same shapes, dtypes and device in each call; they are copied.
         """
-        if not self._num_calls or self._autocast != _autocast(self._device):  # anew, for it computes otherwise there
-            self._num_calls, self._graph, self._autocast = 0, None, _autocast(self._device)
+        autocast = autocast_dtype(self._device.type)
+        if not self._num_calls or self._autocast != autocast:  # anew, for it computes otherwise there
+            self._num_calls, self._graph, self._autocast = 0, None, autocast
             self._inputs = tuple(value.clone() for value in inputs)
         for kept, value in zip(self._inputs, inputs, strict=True):
             assert kept.shape == value.shape, f"an input of shape {list(value.shape)}, not {list(kept.shape)}"
             kept.copy_(value)
         self._num_calls += 1
-        with self._uncached_autocast():
+        with uncached_autocast(self._device.type) if self.may_be_captured else nullcontext():
             self._run()
 
     def _run(self) -> None:
@@ -94,12 +97,6 @@ class GraphedFunction:
             self._rehearse()
         else:
             self._function(*self._inputs)
-
-    def _uncached_autocast(self) -> AbstractContextManager[Any]:
-        """Autocast as it is, but without weights that it cast before: a graph would go on reading where they lay."""
-        if self._autocast is None or not self.may_be_captured:
-            return nullcontext()
-        return torch.autocast(self._device.type, self._autocast, cache_enabled=False)
 
     def _rehearse(self) -> None:
         """Run it before it is captured, to know whether it can be."""
@@ -133,8 +130,7 @@ class GraphedFunction:
         if self._generator is not None:
             graph.register_generator_state(self._generator)
         try:
-            # Other threads, such as those that pin batches, may allocate meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with capture(graph):
                 self._function(*self._inputs)
         except RuntimeError as error:
             if "captur" not in f"{error} {error.__context__}":
@@ -143,8 +139,3 @@ class GraphedFunction:
             self._tell()
             return None
         return graph
-
-
-def _autocast(device: torch.device) -> torch.dtype | None:
-    """The dtype that autocast computes in; None where there is none."""
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

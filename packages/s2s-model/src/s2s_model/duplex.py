@@ -60,6 +60,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         self._window = StepWindow()
         self._verdicts = Verdicts()
         self._norm: Tensor | None = None  # of the step's gradients, where it is known
+        self._device_judges = False  # whether the optimizer itself skips the step
         self._num_nonfinite_steps = 0
         self._statistics: list[tuple[Tensor, Tensor]] = []
         self._validation = ValidationLosses()
@@ -124,10 +125,10 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
             FloatingPointError: more than `model.max_nonfinite_steps` steps were dropped.
         """
         self._verdicts.read()
-        self._norm = None
+        self._norm, self._device_judges = None, judges_itself(optimizer)
         if self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             self._judge_scaled()
-        elif judges_itself(optimizer):
+        elif self._device_judges:
             self._let_judge(optimizer)
         else:
             self._judge(optimizer)
@@ -242,7 +243,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if gradient_clip_algorithm == "value":
             clip_value(parameters, gradient_clip_val)
-        elif self._norm is not None and judges_itself(optimizer):  # the optimizer scales them as it reads them
+        elif self._norm is not None and self._device_judges:  # the optimizer scales them as it reads them
             divide_gradients(optimizer, clip_divisor(self._norm, gradient_clip_val))
         else:
             clip_norm(parameters, gradient_clip_val, self._norm)

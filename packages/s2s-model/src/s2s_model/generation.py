@@ -14,6 +14,7 @@ from s2s_model.frame_cache import room_for
 from s2s_model.frame_decoder import FrameDecoder, FrameModel
 from s2s_model.llm import llm_body, text_config
 from s2s_model.sampling import GenerationConfig, drawing_from
+from s2s_parallel.graph_capture import autocast_dtype
 
 MOST_ROOM = 16384  # frames that kept decoders may hold together, beside the one in use: 0.7 GiB for TinyLlama in bf16
 
@@ -89,8 +90,7 @@ def generate(
     def build() -> FrameDecoder:
         return FrameDecoder(model, B, room, device, config, torch.Generator(device), compile)
 
-    autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-    key = (B, room, device, source_BTH.dtype, repr(config), autocast, compile)
+    key = (B, room, device, source_BTH.dtype, repr(config), autocast_dtype(device.type), compile)
     decoder = pool.take(key, model.weights(), build)
     text_BT = torch.empty(B, T, dtype=torch.long, device=device)
     codes_BTK = text_BT[..., None].repeat(1, 1, model.num_codebooks)

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 
 from s2s_parallel.forwards import is_wrapped, wrap_forward
+from s2s_parallel.graph_capture import autocast_dtype
 from s2s_parallel.mesh import TENSOR_PARALLEL
 
 LOGITS_OF_A_PIECE = 2**26  # 128 MiB in bf16
@@ -85,8 +86,7 @@ def linear_cross_entropy(
 
 
 def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    return autocast_dtype(tensor.device.type) or tensor.dtype
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -87,9 +87,8 @@ class DuplexNetwork(nn.Module):
         self._build_llm()
         self.perception = build_perception(self.cfg, hidden_size(self.llm), frame_length_s)
         self._build_speech_channel()
-        for head in (self.llm.get_output_embeddings(), self.audio_head, self._modules.get("asr_head")):
-            if head is not None:
-                let_reduce(head)
+        for head in self._heads:
+            let_reduce(head)
         self.compiles_losses = False
         self._graphs: TrainingGraphs | None = None
         self._spreads: list[tuple[Tensor, list[str]]] = []  # read when the host waits for the device anyway
@@ -163,6 +162,11 @@ class DuplexNetwork(nn.Module):
     def device(self) -> torch.device:
         """Where the network is."""
         return self._code_offsets.device
+
+    @property
+    def _heads(self) -> list[nn.Module]:
+        asr_head = [self.asr_head] if self.cfg.predict_user_text else []
+        return [self.llm.get_output_embeddings(), self.audio_head, *asr_head]
 
     @property
     def _text_ids(self) -> tuple[int, int, int]:
@@ -277,9 +281,7 @@ class DuplexNetwork(nn.Module):
     def loss_sums(self, inputs: DuplexInputs) -> LossSums:
         """The losses of the valid frames, summed, and their number."""
         hidden_BTH = self.hidden_states(inputs)
-        heads = [self.llm.get_output_embeddings(), self.audio_head]
-        heads += [self.asr_head] if self.cfg.predict_user_text else []
-        if all(can_reduce(head) for head in heads):
+        if all(can_reduce(head) for head in self._heads):
             return self._reduced_loss_sums(hidden_BTH.flatten(0, 1), inputs)
         return self._loss_sums(self._logits(hidden_BTH[inputs.valid_BT]), inputs)
 
@@ -287,11 +289,10 @@ class DuplexNetwork(nn.Module):
         """As `_loss_sums`, of all frames' hidden states, without logits and without a wait for the device."""
         valid_N1 = inputs.valid_BT.flatten()[:, None].float()
         codes_NK = inputs.code_labels_BTK.flatten(0, 1)
-        self._codebook_weights = self._codebook_weights.to(codes_NK.device)  # once
         of_codes = partial(
             linear_cross_entropy,
             labels_NK=codes_NK,
-            weights_NK=valid_N1 * self._codebook_weights,
+            weights_NK=valid_N1 * self._weights_of_codebooks(codes_NK.device),
             compiled=self.compiles_losses,
         )
         user_text = None
@@ -304,6 +305,10 @@ class DuplexNetwork(nn.Module):
             num_frames=inputs.valid_BT.sum(),
             user_text=user_text,
         )
+
+    def _weights_of_codebooks(self, device: torch.device) -> Tensor:
+        self._codebook_weights = self._codebook_weights.to(device)  # moved once, and never cast
+        return self._codebook_weights
 
     def _reduced_text_loss(self, head: nn.Module, hidden_NH: Tensor, labels_BT: Tensor, valid_N1: Tensor) -> Tensor:
         labels_N = labels_BT.flatten()
@@ -339,7 +344,7 @@ class DuplexNetwork(nn.Module):
             audio=code_loss_sum(
                 code_logits,
                 inputs.code_labels_BTK[valid_BT],
-                self._codebook_weights.to(code_logits.device),
+                self._weights_of_codebooks(code_logits.device),
             ),
             num_frames=valid_BT.sum(),
             user_text=user_text,
@@ -372,16 +377,14 @@ class DuplexNetwork(nn.Module):
 
     def parts(self) -> ModelParts:
         """The modules by how they are shared between devices."""
-        embeddings, heads = [self.llm.get_input_embeddings(), self.embed_audio_tokens], []
-        if self.cfg.predict_user_text:
-            embeddings.append(self.embed_asr_tokens)
-            heads.append(self.asr_head)
+        embeddings = [self.llm.get_input_embeddings(), self.embed_audio_tokens]
+        embeddings += [self.embed_asr_tokens] if self.cfg.predict_user_text else []
         return ModelParts(
             body=llm_body(self.llm),
             config=text_config(self.llm),
             layers=llm_blocks(self.llm),
             embeddings=embeddings,
-            heads=[self.llm.get_output_embeddings(), self.audio_head, *heads],
+            heads=self._heads,
             encoder=self.perception,
             encoder_layers=self.perception.blocks(),
             subsampling=self.perception.subsampling(),

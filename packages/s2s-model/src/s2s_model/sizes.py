@@ -18,13 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from s2s_model.channels import DuplexInputs
 from s2s_model.codecs import load_codec
 from s2s_model.config import ModelConfig
+from s2s_model.dtypes import default_dtype
 from s2s_model.llm import hidden_size, llm_blocks, text_config
 from s2s_model.losses import LossSums
 from s2s_model.names import first_line
 from s2s_model.network import DuplexNetwork
 from s2s_model.perception.hugging_face import HuggingFacePerception
 from s2s_model.saved_activations import PeakMemory, SavedActivations, without_data
-from s2s_model.unloaded import CodecSizes, UnloadedNetwork, default_dtype
+from s2s_model.unloaded import CodecSizes, UnloadedNetwork
 from s2s_parallel.estimate import Activations, Count, Part
 from s2s_parallel.speed import Work
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import nn
 
 from s2s_model.channels import SpeechTokens
 from s2s_model.config import ModelConfig
+from s2s_model.dtypes import default_dtype
 from s2s_model.freezing import freeze
 from s2s_model.llm import hidden_size, load_llm
 from s2s_model.lora import inject_lora
@@ -108,14 +107,3 @@ def _replace_tensors(module: nn.Module, dtype: torch.dtype | None = None) -> Non
             if buffer is not None:
                 cast = to if buffer.is_floating_point() else None
                 child._buffers[name] = torch.zeros(buffer.shape, dtype=cast or buffer.dtype)
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make tensors of `dtype` inside this, where none is said."""
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(previous)

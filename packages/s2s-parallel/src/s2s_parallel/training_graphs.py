@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-ERRORS = "thread_local"  # meanwhile other threads, such as those that pin batches, may allocate
+from s2s_parallel.graph_capture import autocast_dtype, capture, uncached_autocast
 
 
 class Results(NamedTuple):
@@ -63,11 +62,11 @@ class TrainingGraphs:
         if not torch.is_grad_enabled() or not tensors[0].is_cuda:
             return self._function(*tensors)
         self._check_weights()
-        autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-        size = (*((tensor.shape, tensor.dtype) for tensor in tensors), autocast, torch.get_default_dtype())
+        dtypes = autocast_dtype("cuda"), torch.get_default_dtype()
+        size = (*((tensor.shape, tensor.dtype) for tensor in tensors), *dtypes)
         if size not in self._seen or not self._parameters:
             self._seen.add(size)
-            with _autocast():  # as in the capture, where nothing can be compiled anew
+            with uncached_autocast("cuda"):  # as in the capture, where nothing can be compiled anew
                 return self._function(*tensors)
         self._keep_gradients()
         if size not in self._captured:
@@ -119,12 +118,12 @@ class _Captured:
         self._parameters = parameters
         self._inputs = [tensor.detach().clone() for tensor in tensors]
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._forward, pool=pool, capture_error_mode=ERRORS), _autocast():
+        with capture(self._forward, pool), uncached_autocast("cuda"):
             outputs, others = function(*self._inputs)
             self._results = [result.detach() for result in (*outputs, *others)]
         self.num_differentiable = len(outputs)
         self._of_outputs = [torch.zeros_like(output) for output in outputs]
-        with torch.cuda.graph(self._backward, pool=pool, capture_error_mode=ERRORS):
+        with capture(self._backward, pool):
             found = torch.autograd.grad(outputs, parameters, self._of_outputs, allow_unused=True)
             gradients = _own_memory(found, parameters)
         del found, outputs, others
@@ -191,10 +190,3 @@ def _unowned(tensor: Tensor) -> Tensor:
     )
     alias: Tensor = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return alias.set_(storage, 0, tensor.size(), tensor.stride())
-
-
-def _autocast() -> AbstractContextManager[Any]:
-    """Autocast, where it is on, without its cache of cast weights, which would be another graph's."""
-    if not torch.is_autocast_enabled("cuda"):
-        return nullcontext()
-    return torch.autocast("cuda", dtype=torch.get_autocast_dtype("cuda"), cache_enabled=False)

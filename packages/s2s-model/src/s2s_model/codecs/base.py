@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from s2s_model.dtypes import default_dtype
+
 RATE_TOLERANCE = 1e-6
 PRECISIONS = ("float16", "float32")
 
@@ -147,13 +149,8 @@ def float32_only(device_type: str) -> Iterator[None]:
     Under bf16-true Lightning makes bf16 the default dtype. Codecs compute lengths by dividing integers, and bf16
     counts no further than 256.
     """
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        torch.set_default_dtype(previous)
+    with default_dtype(torch.float32), torch.autocast(device_type, enabled=False):
+        yield
 
 
 def check_precision(precision: str | None, key: str) -> None:

@@ -14,14 +14,12 @@ from torch.nn.functional import pad
 
 from s2s_model.codecs.conv_tail import Span
 from s2s_model.codecs.hifigan import HiFiGANDecoder, HiFiGANEncoder, reason_against
-from s2s_model.codecs.replay import Replays
 
 log = logging.getLogger(__name__)
 
 FRAMES_AT_ONCE = 1024  # of all examples together: 80 s need 1 GiB, and fill a GPU
 EXACT_FRAMES = 64  # up to here lengths are taken as they are, beyond rounded up to
 ROUNDED_TO = 16  # so many: cuDNN plans each new length anew, 1 ms a convolution
-REPLAYED_FRAMES = 256  # batches of up to so many are worth a CUDA graph
 PROBED_FRAMES = 12
 TOLERANCE = 0.01  # float16 and TF32 differ from float32 by a tenth of it
 
@@ -34,7 +32,6 @@ class HiFiGANCoding:
         self._samples_per_frame = int(model.samples_per_frame)
         self._encoder = HiFiGANEncoder(model.audio_encoder, dtype)
         self._decoder = HiFiGANDecoder(model.audio_decoder, dtype)
-        self._replays = Replays(self._decode)
 
     def latents(self, audio_BS: Tensor, frames_B: Tensor) -> Tensor:
         """Latents [B, D, T] of whole frames of audio at the model's own input rate."""
@@ -55,12 +52,6 @@ class HiFiGANCoding:
 
     def decode(self, codes_BKT: Tensor, frames_B: Tensor) -> Tensor:
         """Audio [B, S] of codes."""
-        B, _, T = codes_BKT.shape
-        if codes_BKT.is_cuda and T <= EXACT_FRAMES and B * T <= REPLAYED_FRAMES:
-            return self._replays(codes_BKT, frames_B)
-        return self._decode(codes_BKT, frames_B)
-
-    def _decode(self, codes_BKT: Tensor, frames_B: Tensor) -> Tensor:
         T = codes_BKT.shape[2]
         latents_BDT = self._model.dequantize(tokens=codes_BKT, tokens_len=frames_B)
         latents_BDT = pad(latents_BDT, (0, _more_frames(T)))
