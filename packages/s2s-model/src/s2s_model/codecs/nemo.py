@@ -53,6 +53,7 @@ class NemoCodec(AudioCodec):
         model.discriminator = None  # only its own training needs it
         self._key, self._precision = key, precision
         self._coding: HiFiGANCoding | None = None
+        self._prepared_on: torch.device | None = None
         if precision == "float16":
             check_float16(model, key)
         super().__init__(
@@ -103,10 +104,10 @@ class NemoCodec(AudioCodec):
         return audio_BS
 
     def _move_to(self, device: torch.device) -> None:
-        if self.device == device:
+        if self._prepared_on == device:
             return
         super()._move_to(device)
-        self._coding = None
+        self._coding, self._prepared_on = None, device
         if device.type == "cuda":
             with torch.inference_mode(False), torch.no_grad():
                 self._coding = hifigan_coding(self._model, self._precision, self._key)
