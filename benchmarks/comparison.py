@@ -27,8 +27,8 @@ from s2s_parallel.config import ParallelConfig
 SECTIONS = ("floor", "agree", "train", "parts", "decode", "live", "validation")
 MIX = "bucketed mix"
 AUDIO, CODES = "audio", "stored codes"  # what a batch has of the agent
-OFTEN = {"warm_up": 3, "rounds": 8}
-RARELY = {"warm_up": 2, "rounds": 3}  # where a step is long, or a round has several
+OFTEN = {"warm_up": 3, "rounds": 4, "steps": 4}
+RARELY = {"warm_up": 2, "rounds": 2, "steps": 2}  # where a step is long, or a round has several
 
 Batch = dict[str, Any]
 
@@ -81,7 +81,7 @@ class Comparison:
         return side
 
     def _build_ours(self) -> OurSide:
-        base = model_section(self._folder, self._size, {"fused": True})
+        base = model_section(self._folder, self._size, {"_target_": "s2s_model.adamw.AdamW"})
         section: Any = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(self._args.model)))
         side = OurSide.build(section, ParallelConfig(**self._args.parallel), self._device, self._dtype)
         if self._weights:

@@ -26,6 +26,8 @@ from benchmarks.gpu_report import Report, device_traits
 from benchmarks.gpu_tables import tables
 from benchmarks.peer_size import SIZES, write_parts
 
+BUDGET = 0.5  # of activations kept: attention and what is cheaper are computed again
+
 
 def main() -> int:
     """Run the chosen sections of both models; return the exit code."""
@@ -66,7 +68,8 @@ def parse() -> argparse.Namespace:
     cuda = args.device == "cuda"
     args.dtype = args.dtype or ("bfloat16" if cuda else "float32")
     fast = cuda if args.compile is None else args.compile
-    args.parallel = {"compile": fast, "cuda_graphs": fast} | settings(args.parallel)
+    budget = BUDGET if fast else 1.0
+    args.parallel = {"compile": fast, "cuda_graphs": fast, "activation_memory_budget": budget} | settings(args.parallel)
     return args
 
 

@@ -14,6 +14,14 @@ from s2s_parallel.forwards import wrap_forward
 MANY_SIZES = 64  # of batches; torch gives up after 8 otherwise
 
 
+def keep_share(activation_memory_budget: float) -> None:
+    """Let what is compiled from now on keep that share of its activations for backward (0 to 1).
+
+    The rest is computed again there: first what costs memory traffic alone, then attention and small products.
+    """
+    torch._functorch.config.activation_memory_budget = activation_memory_budget
+
+
 def compile_in_training(block: nn.Module, *, each_size: bool = False) -> None:
     """Compile `block.forward` where gradients are computed. Blocks of one class share what is compiled.
 

@@ -5,7 +5,7 @@ Many small layers take the host longer to launch than the GPU to compute. A grap
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from s2s_parallel.graph_capture import autocast_dtype, capture, uncached_autocast
+
+log = logging.getLogger(__name__)
 
 
 class Results(NamedTuple):
@@ -27,30 +29,32 @@ class TrainingGraphs:
 
     A batch of a new size runs as it is, which lets what is compiled compile; from its second time on it is replayed.
     All graphs share one piece of memory, as large as the largest needs: one step's activations and gradients. Gradients
-    lie there until the next forward.
+    lie there until the next forward. So each forward's backward has to come before the next forward, and once.
 
     Args:
-        function: what it does mustn't depend on anything but its tensors, the weights and torch's random numbers: a
-            graph repeats what the host decided when it was captured.
+        function: what it does mustn't depend on anything but its tensors, the module and torch's random numbers: a
+            graph repeats what the host decided when it was captured. It is captured anew where weights or buffers have
+            moved, or parts of the module were frozen or put into another mode.
         module: whose weights it reads.
-        max_sizes: how many are kept; the one unused for longest goes.
+        max_sizes: how many are captured; further sizes run as they are.
     """
 
     def __init__(self, function: Callable[..., Results], module: nn.Module, *, max_sizes: int = 32) -> None:
         self._function = function
         self._module = module
         self._max_sizes = max_sizes
+        self._warned = False
         self._forget()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied module isn't graphed."""
 
     def _forget(self) -> None:
-        self._captured: OrderedDict[Any, _Captured] = OrderedDict()
+        self._captured: dict[Any, _Captured] = {}
         self._seen: set[Any] = set()
-        self._addresses: list[Any] = []
+        self._state: list[Any] = []
         self._parameters: list[nn.Parameter] = []
-        self._pool: Any = None
+        self._memory = _Memory()
 
     @property
     def num_captured(self) -> int:
@@ -58,72 +62,123 @@ class TrainingGraphs:
         return len(self._captured)
 
     def __call__(self, *tensors: Tensor) -> Results:
-        """The function's results, by replay where that is possible: in training, on a GPU, in sizes seen before."""
+        """The function's results, by replay where that is possible: in training, on a GPU, in sizes seen before.
+
+        Raises:
+            ValueError: it can't be captured.
+            torch.OutOfMemoryError: it doesn't fit.
+        """
         if not torch.is_grad_enabled() or not tensors[0].is_cuda:
             return self._function(*tensors)
-        self._check_weights()
+        self._check_module()
         dtypes = autocast_dtype("cuda"), torch.get_default_dtype()
         size = (*((tensor.shape, tensor.dtype) for tensor in tensors), *dtypes)
-        if size not in self._seen or not self._parameters:
-            self._seen.add(size)
+        if size not in self._captured and not self._may_capture(size):
             with uncached_autocast("cuda"):  # as in the capture, where nothing can be compiled anew
                 return self._function(*tensors)
         self._keep_gradients()
         if size not in self._captured:
             self._captured[size] = self._capture(tensors)
-        self._captured.move_to_end(size)
-        if len(self._captured) > self._max_sizes:
-            self._captured.popitem(last=False)
         captured = self._captured[size]
-        results: tuple[Tensor, ...] = _Replay.apply(captured, *tensors, *self._parameters[:1])  # type: ignore[no-untyped-call]
+        results: tuple[Tensor, ...] = _Replay.apply(captured, *tensors, self._parameters[0])  # type: ignore[no-untyped-call]
         count = captured.num_differentiable
         return Results(results[:count], results[count:])
 
-    def _check_weights(self) -> None:
-        """Forget what was captured with other weights, or with these elsewhere."""
-        addresses = [(p.data_ptr(), p.requires_grad) for p in self._module.parameters()]
-        if addresses != self._addresses:
+    def _may_capture(self, size: Any) -> bool:
+        if size not in self._seen or not self._parameters:
+            self._seen.add(size)
+            return False
+        if len(self._captured) < self._max_sizes:
+            return True
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "parallel.cuda_graphs: batches come in more than %d sizes; further ones run without graphs, slower: "
+                "use fewer duration buckets",
+                self._max_sizes,
+            )
+        return False
+
+    def _check_module(self) -> None:
+        """Forget what was captured with weights or buffers elsewhere, or of a module in another state."""
+        state: list[Any] = [(p.data_ptr(), p.requires_grad) for p in self._module.parameters()]
+        state += [buffer.data_ptr() for buffer in self._module.buffers()]
+        state += [module.training for module in self._module.modules()]
+        if state != self._state:
             self._forget()
-            self._addresses = addresses
+            self._state = state
             self._parameters = [p for p in self._module.parameters() if p.requires_grad]
 
     def _keep_gradients(self) -> None:
         """Move gradients of batches before, which add up with this one's, out of the memory that it will need."""
-        if all(p.grad is None for p in self._parameters[:1]):
+        kept = [parameter for parameter in self._parameters if parameter.grad is not None]
+        if not kept:
             return
         addresses = {gradient.data_ptr() for captured in self._captured.values() for gradient in captured.known}
-        for parameter in self._parameters:
+        for parameter in kept:
             if parameter.grad is not None and parameter.grad.data_ptr() in addresses:
                 parameter.grad = parameter.grad.clone()
 
     def _capture(self, tensors: tuple[Tensor, ...]) -> _Captured:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        self._memory.use()
         try:
-            return _Captured(self._function, tensors, self._parameters, self._pool)
+            return _Captured(self._function, tensors, self._parameters, self._memory)
         except RuntimeError as error:
-            cause = " ".join(f"{error.__context__ or error}".split())[:300]
+            cause = error.__context__ or error  # the first: ending the capture fails too
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
             raise ValueError(
                 f"parallel.cuda_graphs: a step of {type(self._module).__name__} can't be captured for a batch of shape"
-                f" {list(tensors[0].shape)}: {cause}. Set parallel.cuda_graphs=false"
+                f" {list(tensors[0].shape)}: {' '.join(str(cause).split())[:300]}. Set parallel.cuda_graphs=false"
             ) from error
+
+
+class _Memory:
+    """What all graphs of a module share; whose activations lie in it is told by a number."""
+
+    def __init__(self) -> None:
+        self.pool: Any = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+        self._uses = 0
+
+    def use(self) -> int:
+        """Take it for another forward; returns its number."""
+        self._uses += 1
+        return self._uses
+
+    def end(self, number: int) -> None:
+        """Take it for the backward of that forward.
+
+        Raises:
+            RuntimeError: something else lies there.
+        """
+        if number != self._uses:
+            raise RuntimeError(
+                "parallel.cuda_graphs: backward of a batch whose activations are gone: all batches share one memory, "
+                "so call backward once, before the next forward. Set parallel.cuda_graphs=false to do otherwise"
+            )
+        self._uses += 1
 
 
 class _Captured:
     """The graphs of one size."""
 
     def __init__(
-        self, function: Callable[..., Results], tensors: Sequence[Tensor], parameters: list[nn.Parameter], pool: Any
+        self,
+        function: Callable[..., Results],
+        tensors: Sequence[Tensor],
+        parameters: list[nn.Parameter],
+        memory: _Memory,
     ) -> None:
         self._parameters = parameters
+        self.memory = memory
         self._inputs = [tensor.detach().clone() for tensor in tensors]
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with capture(self._forward, pool), uncached_autocast("cuda"):
+        with capture(self._forward, memory.pool), uncached_autocast("cuda"):
             outputs, others = function(*self._inputs)
             self._results = [result.detach() for result in (*outputs, *others)]
         self.num_differentiable = len(outputs)
         self._of_outputs = [torch.zeros_like(output) for output in outputs]
-        with capture(self._backward, pool):
+        with capture(self._backward, memory.pool):
             found = torch.autograd.grad(outputs, parameters, self._of_outputs, allow_unused=True)
             gradients = _own_memory(found, parameters)
         del found, outputs, others
@@ -158,13 +213,14 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, captured: _Captured, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.captured, ctx.num_tensors = captured, len(tensors)
+        ctx.captured, ctx.num_tensors, ctx.number = captured, len(tensors), captured.memory.use()
         results = captured.forward(tensors[:-1])
         ctx.mark_non_differentiable(*results[captured.num_differentiable :])
         return results
 
     @staticmethod
     def backward(ctx: Any, *of_results: Tensor) -> tuple[None, ...]:
+        ctx.captured.memory.end(ctx.number)
         ctx.captured.backward(of_results[: ctx.captured.num_differentiable])
         nothing: tuple[None, ...] = (None,) * (1 + ctx.num_tensors)
         return nothing
