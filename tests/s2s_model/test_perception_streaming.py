@@ -11,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from s2s_model.perception import stream_stages
 from tests.s2s_model import perception_builders as make
 from tests.s2s_model.builders import conformer
 from tests.s2s_model.perception_builders import (
@@ -230,3 +231,22 @@ def test_misuse_is_explained(causal):
     training = build(section()).train()
     with pytest.raises(ValueError, match="training mode"):
         training.stream(1).push(torch.zeros(1, 1280))
+
+
+def test_compiled_layers_hear_the_same_and_share_what_is_compiled(monkeypatch):
+    """What inductor makes of a graph isn't in question here, only which graphs there are."""
+    perception, audio_BS = build(demo() | {"encoder": demo()["encoder"] | {"n_layers": 12}}), noise(30)
+    expected = run(perception.stream(1), audio_BS)
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend="eager", **options))
+    stream_stages._compiled.cache_clear()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    try:
+        assert close(run(perception.stream(1, compile=True), audio_BS), expected)
+        counters = torch._dynamo.utils.counters
+        assert not counters["graph_break"]
+        assert 1 <= counters["stats"]["unique_graphs"] < 6  # units, the last unit, the adapter's shape
+    finally:
+        stream_stages._compiled.cache_clear()
+        torch._dynamo.reset()

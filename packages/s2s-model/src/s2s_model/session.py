@@ -60,7 +60,7 @@ class DuplexSession:
         self._model = model
         self._batch_size = batch_size
         self._samples_per_frame = round(model.source_sample_rate * model.frame_length_s)
-        self._ear = model.perception.stream(batch_size)
+        self._ear = model.perception.stream(batch_size, compile)
         self._mind = FrameDecoder(
             model.frame_model(), batch_size, max_frames + RESERVE, model.device, config, generator, compile
         )

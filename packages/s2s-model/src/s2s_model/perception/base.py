@@ -47,8 +47,8 @@ class Perception(nn.Module, ABC):
         """The repeated layers of encoder and adapter, in the order in which they run."""
 
     @abstractmethod
-    def stream(self, batch_size: int) -> "PerceptionStream":
-        """`batch_size` live sessions that hear frame by frame what `forward` hears at once.
+    def stream(self, batch_size: int, compile: bool = False) -> "PerceptionStream":
+        """`batch_size` live sessions that hear frame by frame what `forward` hears at once; `compile` its layers.
 
         Raises:
             ValueError: this encoder can't give the same vectors frame by frame; the message says why.

@@ -69,7 +69,7 @@ class HuggingFacePerception(Perception):
         """The layers of the encoder, then those of the adapter."""
         return [*self._family.blocks(self.encoder), *getattr(self.modality_adapter, "layers", [])]
 
-    def stream(self, batch_size: int) -> NoReturn:
+    def stream(self, batch_size: int, compile: bool = False) -> NoReturn:
         """Refused: these encoders hear the whole recording before they give the first vector.
 
         Raises:

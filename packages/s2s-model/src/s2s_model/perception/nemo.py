@@ -116,13 +116,13 @@ class NemoPerception(Perception):
         """The layers of the encoder, then those of the adapter."""
         return [*getattr(self.nemo_encoder, "layers", []), *getattr(self.modality_adapter, "layers", [])]
 
-    def stream(self, batch_size: int) -> PerceptionStream:
+    def stream(self, batch_size: int, compile: bool = False) -> PerceptionStream:
         """`batch_size` live sessions; see `PerceptionStream`.
 
         Raises:
             ValueError: the encoder or the adapter hears the future or normalises over the recording.
         """
-        return PerceptionStream(self, batch_size)
+        return PerceptionStream(self, batch_size, compile)
 
     def subsampling(self) -> list[nn.Module]:
         """The first convolutions: they run on 10 ms features, so their activations are the largest of all."""

@@ -8,6 +8,8 @@ Shapes: `B` sessions, `S` samples, `P` mel frames of a frame (8 of 10 ms), `F` m
 """
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -94,10 +96,12 @@ class ConformerStream:
         encoder: NeMo's `ConformerEncoder`.
         batch_size: sessions.
         unit: frames of a step (U), a multiple of the encoder's attention chunk.
+        compile: the layers, by torch.compile; all of them share what is compiled.
     """
 
-    def __init__(self, encoder: Any, batch_size: int, unit: int) -> None:
+    def __init__(self, encoder: Any, batch_size: int, unit: int, compile: bool = False) -> None:
         self._encoder = encoder
+        self._advance = _compiled() if compile else _advance
         self._left: int = encoder.att_context_size[0]
         weight = next(encoder.layers.parameters())
         self._hidden_UJ = self._chunk_mask(unit).to(weight.device)
@@ -125,11 +129,9 @@ class ConformerStream:
         hidden_BUJ = self._mask(x_BUD.shape[1], lens_B)
         x_BUD = x_BUD if self._encoder.xscale is None else x_BUD * self._encoder.xscale
         outputs = []
-        for i, layer in enumerate(self._encoder.layers):
-            x_BUD, memory = self._layer(layer, x_BUD, hidden_BUJ, self._positions[i], self._memory[i])
+        for layer, positions, memory in zip(self._encoder.layers, self._positions, self._memory, strict=True):
+            x_BUD = self._advance(layer, x_BUD, hidden_BUJ, positions, self._position_UJ, memory, commit_B)
             outputs.append(x_BUD)
-            for old, new in zip(self._memory[i], memory, strict=True):
-                old.copy_(new if commit_B is None else _choose(commit_B, new, old))
         known_B = (self._known_B + x_BUD.shape[1]).clamp(max=self._left)
         self._known_B.copy_(known_B if commit_B is None else _choose(commit_B, known_B, self._known_B))
         return outputs
@@ -138,35 +140,6 @@ class ConformerStream:
         """Nothing has been heard in the chosen sessions."""
         for memory in [self._known_B, *(x for of_layer in self._memory for x in of_layer)]:
             memory.masked_fill_(chosen_B.view(-1, *[1] * (memory.ndim - 1)), 0)
-
-    def _layer(
-        self, layer: Any, x: Tensor, hidden_BUJ: Tensor, positions: Tensor, memory: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        keys, values, inputs = memory
-        x = x + layer.fc_factor * layer.feed_forward1(layer.norm_feed_forward1(x))
-        attended, keys, values = self._attend(
-            layer.self_attn, layer.norm_self_att(x), hidden_BUJ, positions, keys, values
-        )
-        x = x + attended
-        convolved, inputs = layer.conv(layer.norm_conv(x), cache=inputs)
-        x = x + convolved
-        x = x + layer.fc_factor * layer.feed_forward2(layer.norm_feed_forward2(x))
-        return layer.norm_out(x), (keys, values, inputs)
-
-    def _attend(
-        self, attention: Any, x: Tensor, hidden_BUJ: Tensor, positions: Tensor, keys: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = attention.forward_qkv(x, x, x)  # [B, N, U, D / N]
-        keys, values = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
-        by_content = query + attention.pos_bias_u[:, None]
-        by_position = (query + attention.pos_bias_v[:, None]) @ positions.transpose(1, 2)
-        index = self._position_UJ.expand(*by_position.shape[:2], -1, -1)
-        bias = by_position.gather(3, index) / attention.s_d_k
-        bias = bias.masked_fill(hidden_BUJ[:, None], -torch.inf)
-        out = scaled_dot_product_attention(by_content, keys, values, attn_mask=bias)
-        mixed: Tensor = attention.linear_out(out.transpose(1, 2).flatten(2))
-        start = keys.shape[2] - self._left
-        return mixed, keys[:, :, start:], values[:, :, start:]
 
     def _chunk_mask(self, unit: int) -> Tensor:
         """True where a frame of the unit may not hear: outside its own chunk and those before it that fit L."""
@@ -196,6 +169,60 @@ class ConformerStream:
         embedded = table.pe[0, start : start + self._left + 2 * unit - 1].to(weight)
         projected: Tensor = attention.linear_pos(embedded)
         return projected.view(-1, attention.h, attention.d_k).transpose(0, 1)
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    compiled: Callable[..., Tensor] = torch.compile(_advance, dynamic=False)
+    return compiled
+
+
+def _advance(
+    layer: Any,
+    x: Tensor,
+    hidden_BUJ: Tensor,
+    positions: Tensor,
+    position_UJ: Tensor,
+    memory: tuple[Tensor, ...],
+    commit_B: Tensor | None,
+) -> Tensor:
+    """A layer's output [B, U, D]; `memory` changes in place."""
+    keys, values, inputs = memory
+    x = x + layer.fc_factor * layer.feed_forward1(layer.norm_feed_forward1(x))
+    attended, keys, values = _attend(
+        layer.self_attn, layer.norm_self_att(x), hidden_BUJ, positions, position_UJ, keys, values
+    )
+    x = x + attended
+    convolved, inputs = layer.conv(layer.norm_conv(x), cache=inputs)
+    x = x + convolved
+    x = x + layer.fc_factor * layer.feed_forward2(layer.norm_feed_forward2(x))
+    for old, new in zip(memory, (keys, values, inputs), strict=True):
+        old.copy_(new if commit_B is None else _choose(commit_B, new, old))
+    out: Tensor = layer.norm_out(x)
+    return out
+
+
+def _attend(
+    attention: Any,
+    x: Tensor,
+    hidden_BUJ: Tensor,
+    positions: Tensor,
+    position_UJ: Tensor,
+    keys: Tensor,
+    values: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    left = keys.shape[2]
+    query, key, value = attention.forward_qkv(x, x, x)  # [B, N, U, D / N]
+    keys, values = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+    by_content = query + attention.pos_bias_u[:, None]
+    by_position = (query + attention.pos_bias_v[:, None]) @ positions.transpose(1, 2)
+    index = position_UJ.expand(*by_position.shape[:2], -1, -1)
+    bias = by_position.gather(3, index) / attention.s_d_k
+    bias = bias.masked_fill(hidden_BUJ[:, None], -torch.inf)
+    out = scaled_dot_product_attention(by_content, keys, values, attn_mask=bias)
+    mixed: Tensor = attention.linear_out(out.transpose(1, 2).flatten(2))
+    start = keys.shape[2] - left
+    return mixed, keys[:, :, start:], values[:, :, start:]
 
 
 def _choose(chosen_B: Tensor, new: Tensor, old: Tensor) -> Tensor:

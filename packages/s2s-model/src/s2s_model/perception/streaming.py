@@ -33,6 +33,7 @@ class PerceptionStream:
     Args:
         perception: what to stream, in eval mode.
         batch_size: sessions.
+        compile: the layers of encoder and adapter.
 
     Attributes:
         lookahead_frames: by how many frames the output is behind the input.
@@ -41,7 +42,7 @@ class PerceptionStream:
         ValueError: the encoder can't stream exactly; the message names the config key.
     """
 
-    def __init__(self, perception: "NemoPerception", batch_size: int) -> None:
+    def __init__(self, perception: "NemoPerception", batch_size: int, compile: bool = False) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: a stream needs 1 or more")
         check_streamable(perception)
@@ -54,14 +55,14 @@ class PerceptionStream:
         self._unit = math.lcm(*(encoder.att_context_size[1] + 1 for encoder in encoders))
         self.lookahead_frames = self._unit - 1
         with torch.inference_mode(False):  # what NeMo extends here, training goes on with
-            self._open(encoders)
+            self._open(encoders, compile)
 
     @torch.no_grad()
-    def _open(self, encoders: list[Any]) -> None:
+    def _open(self, encoders: list[Any], compile: bool) -> None:
         encoder = self._perception.nemo_encoder
         self._mel = MelStream(self._perception.preprocessor.featurizer, self._batch_size, self._frame_samples)
         self._subsampling = SubsamplingStream(encoder.pre_encode)
-        self._stacks = [ConformerStream(e, self._batch_size, self._unit) for e in encoders]
+        self._stacks = [ConformerStream(e, self._batch_size, self._unit, compile) for e in encoders]
         weight = encoder.pre_encode.out.weight
         self._device, self._dtype = weight.device, weight.dtype
         self._heard = [0] * self._batch_size  # frames since the session's start
