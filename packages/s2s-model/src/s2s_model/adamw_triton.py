@@ -52,7 +52,7 @@ def _update_piece(  # type: ignore[no-untyped-def]
     correction1 = -libdevice.expm1(num_steps * log_beta1)
     correction2 = -libdevice.expm1(num_steps * log_beta2)
     weight -= lr * decay * weight
-    weight -= lr / correction1 * mean / (tl.sqrt_rn(square) / tl.sqrt_rn(correction2) + eps)
+    weight -= lr / correction1 * mean / (tl.sqrt(square) * (1 / tl.sqrt(correction2)) + eps)
 
     tl.store(weight_ptr, weight.to(TYPE), mask=inside)
     tl.store(mean_ptr, mean.to(TYPE), mask=inside)

@@ -49,8 +49,8 @@ class StepWindow:
 
     def rescale(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """Bring the accumulated gradients to the frames of all batches; return the factor, 1 for a single batch."""
-        if len(self._num_frames) <= 1:
-            return torch.ones(())
+        if len(self._num_frames) <= 1:  # on their device: moving it there would wait for the device
+            return torch.ones_like(self._divisor) if self._divisor is not None else torch.ones(())
         assert self._divisor is not None
         factor = self._divisor / torch.stack(self._num_frames).sum()
         scale_gradients(parameters, factor)

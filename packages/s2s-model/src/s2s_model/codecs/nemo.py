@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from s2s_model.codecs.base import AudioCodec
+from s2s_model.codecs.base import AudioCodec, float32_only
 from s2s_model.codecs.hifigan_coding import HiFiGANCoding, check_float16, hifigan_coding
 from s2s_model.nemo_file import hush_nemo, load_nemo
 from s2s_model.targets import check_targets
@@ -109,7 +109,7 @@ class NemoCodec(AudioCodec):
         super()._move_to(device)
         self._coding, self._prepared_on = None, device
         if device.type == "cuda":
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), float32_only(device.type):
                 self._coding = hifigan_coding(self._model, self._precision, self._key)
                 if self._coding is not None:  # it has weights of its own: these would only fill the GPU
                     self._model.audio_encoder.cpu()
