@@ -18,7 +18,17 @@ from benchmarks.gpu_report import Report, derive
 from benchmarks.live import live_session
 from benchmarks.nemo_side import OPTIMIZER, NemoSide
 from benchmarks.our_side import OurSide
-from benchmarks.peer_size import SIZES, Size, audio_s, even_batch, mix_of, model_section, on_device, with_codes
+from benchmarks.peer_size import (
+    FAST_OPTIMIZER,
+    SIZES,
+    Size,
+    audio_s,
+    even_batch,
+    mix_of,
+    model_section,
+    on_device,
+    with_codes,
+)
 from benchmarks.side import Side, train
 from benchmarks.step_parts import parts_of_step
 from benchmarks.timing import free, memory_mib, peak_gib, timed_ms
@@ -81,7 +91,7 @@ class Comparison:
         return side
 
     def _build_ours(self) -> OurSide:
-        base = model_section(self._folder, self._size, {"_target_": "s2s_model.adamw.AdamW"})
+        base = model_section(self._folder, self._size, FAST_OPTIMIZER)
         section: Any = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(self._args.model)))
         side = OurSide.build(section, ParallelConfig(**self._args.parallel), self._device, self._dtype)
         if self._weights:

@@ -29,7 +29,7 @@ import yaml
 
 from benchmarks.fit_corpus import write_shar
 from benchmarks.gpu_report import Report, device_traits
-from benchmarks.peer_size import CODEC_HZ, SIZES, SOURCE_HZ, Size, model_section, write_parts
+from benchmarks.peer_size import CODEC_HZ, FAST, FAST_OPTIMIZER, SIZES, SOURCE_HZ, Size, model_section, write_parts
 
 RUNS = ("cold", "warm", "uniform", "mixed")
 SHORT = {"trainer.max_steps": 5, "trainer.log_every_n_steps": 1}
@@ -127,7 +127,7 @@ def config(folder: Path, data: str, size: Size, args: argparse.Namespace) -> dic
         bins = {"bucket_duration_bins": list(size.bins_s[:-1]), "bucket_buffer_size": 200}
         batching = {"batch_duration": size.batch_duration_s, "use_bucketing": True} | bins
     return {
-        "model": model_section(folder, size, {"lr": 1e-4, "fused": cuda}),
+        "model": model_section(folder, size, {"lr": 1e-4} | (FAST_OPTIMIZER if cuda else {})),
         "data": {
             "source_sample_rate": SOURCE_HZ,
             "target_sample_rate": CODEC_HZ,
@@ -150,7 +150,7 @@ def config(folder: Path, data: str, size: Size, args: argparse.Namespace) -> dic
             "gradient_clip_val": 1.0,
             "enable_model_summary": False,
         },
-        "parallel": {"compile": cuda},
+        "parallel": FAST if cuda else {},
         "exp_manager": {"exp_dir": str(folder / "runs"), "create_checkpoint_callback": False},
     }
 

@@ -24,9 +24,7 @@ from benchmarks.comparison import SECTIONS, Comparison
 from benchmarks.floor import FORMULAS
 from benchmarks.gpu_report import Report, device_traits
 from benchmarks.gpu_tables import tables
-from benchmarks.peer_size import SIZES, write_parts
-
-BUDGET = 0.5  # of activations kept: attention and what is cheaper are computed again
+from benchmarks.peer_size import FAST, SIZES, write_parts
 
 
 def main() -> int:
@@ -68,8 +66,7 @@ def parse() -> argparse.Namespace:
     cuda = args.device == "cuda"
     args.dtype = args.dtype or ("bfloat16" if cuda else "float32")
     fast = cuda if args.compile is None else args.compile
-    budget = BUDGET if fast else 1.0
-    args.parallel = {"compile": fast, "cuda_graphs": fast, "activation_memory_budget": budget} | settings(args.parallel)
+    args.parallel = (FAST if fast else {"compile": False}) | settings(args.parallel)
     return args
 
 
