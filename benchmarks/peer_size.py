@@ -21,7 +21,7 @@ SOURCE_SAMPLES, CODEC_SAMPLES = 1280, 1764  # of a frame
 CODEBOOKS = 8
 UNK, BOS, EOS, PAD = 0, 1, 2, 3
 # Our fastest settings on one GPU; of activations what is cheaper than attention and an MLP's products is recomputed.
-FAST = {"compile": True, "cuda_graphs": True, "activation_memory_budget": 0.2}
+FAST = {"compile": True, "cuda_graphs": True, "activation_memory_budget": 0.2, "encoder_memory_budget": 0.5}
 FAST_OPTIMIZER = {"_target_": "s2s_model.adamw.AdamW"}
 LEARNING_RATE = 0.0  # the optimizer does all its work, and every step sees the same weights: losses compare
 
@@ -70,7 +70,7 @@ SIZES = {
         validation=(2, 2), session_s=4.0,
     ),
     "tinyllama": Size(
-        TINYLLAMA, (512, 17, 8), 2, (48, 864), train=((4, 20.0), (16, 20.0), (32, 20.0)), best=(64, 20.0),
+        TINYLLAMA, (512, 17, 8), 2, (48, 864), train=((4, 20.0), (16, 20.0), (32, 20.0)), best=(96, 20.0),
         long=(2, 300.0), bins_s=(8.72, 12.48, 16.24, 20.0), shortest_s=5.04, batch_duration_s=320.0, agree=(2, 8.0),
         decode=(1, 8, 32), decode_s=20.0, validation=(8, 8), session_s=600.0,
     ),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from s2s_parallel.compiled import _compiled, keep_share
+from s2s_parallel.compiled import _compiled
 from s2s_parallel.config import ParallelConfig, check_config
 from s2s_parallel.parallelize import parallelize
 from s2s_parallel.parts import ModelParts
@@ -28,11 +28,11 @@ class Block(nn.Module):
 def partitioned(monkeypatch):
     """Torch's compiler up to where it decides what is kept; its kernels take a minute."""
     compile_ = torch.compile
+    monkeypatch.setattr(torch._functorch.config, "activation_memory_budget", 1.0)  # put back as it was
     monkeypatch.setattr(torch, "compile", partial(compile_, backend="aot_eager_decomp_partition"))
     _compiled.cache_clear()
     torch._dynamo.reset()
     yield
-    keep_share(1.0)
     _compiled.cache_clear()
     torch._dynamo.reset()
 

@@ -14,15 +14,7 @@ from s2s_parallel.forwards import wrap_forward
 MANY_SIZES = 64  # of batches; torch gives up after 8 otherwise
 
 
-def keep_share(activation_memory_budget: float) -> None:
-    """Let what is compiled from now on keep that share of its activations for backward (0 to 1).
-
-    The rest is computed again there: first what costs memory traffic alone, then attention and small products.
-    """
-    torch._functorch.config.activation_memory_budget = activation_memory_budget
-
-
-def compile_in_training(block: nn.Module, *, each_size: bool = False) -> None:
+def compile_in_training(block: nn.Module, *, each_size: bool = False, memory_budget: float = 1.0) -> None:
     """Compile `block.forward` where gradients are computed. Blocks of one class share what is compiled.
 
     Generation isn't: it reads a frame at a time into a cache.
@@ -30,11 +22,13 @@ def compile_in_training(block: nn.Module, *, each_size: bool = False) -> None:
     Args:
         block: changed in place.
         each_size: compile anew for each size of batch, which is faster than what takes any.
+        memory_budget: the share of its activations that it keeps for backward. The rest is computed again there: first
+            what costs memory traffic alone, then attention and small products.
     """
     if each_size:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MANY_SIZES)
     block_class: Any = type(block)
-    wrap_forward(block, _forward, _compiled(block_class, each_size))
+    wrap_forward(block, _forward, _compiled(block_class, each_size), memory_budget)
 
 
 @cache
@@ -43,5 +37,8 @@ def _compiled(block_class: Any, each_size: bool) -> Callable[..., Any]:
     return compiled
 
 
-def _forward(compiled: Callable[..., Any], forward: Any, *args: Any, **kwargs: Any) -> Any:
-    return compiled(forward.args[0], *args, **kwargs) if torch.is_grad_enabled() else forward(*args, **kwargs)
+def _forward(compiled: Callable[..., Any], memory_budget: float, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    torch._functorch.config.activation_memory_budget = memory_budget  # read where a size is new, and compiled
+    return compiled(forward.args[0], *args, **kwargs)

@@ -19,6 +19,7 @@ class ParallelConfig:
     activation_checkpointing: Any = "none"  # none, full, selective (all but matrix products), or N: every Nth block
     compile: bool = False  # torch.compile each block: slow first steps, faster ones after that
     activation_memory_budget: float = 1.0  # share of activations that compiled blocks keep; the cheapest are recomputed
+    encoder_memory_budget: float = 1.0  # the same for the encoder's
     cuda_graphs: bool = False  # on one GPU: replay a step's kernels by one launch each way, for each size of batch
     param_dtype: str | None = None  # what FSDP computes in, e.g. bfloat16 over float32 weights; null: the weights' own
     reduce_dtype: str | None = "float32"  # what FSDP adds up gradients in; null: that of the gradients
@@ -45,15 +46,15 @@ def check_config(config: ParallelConfig) -> None:
         value = getattr(config, key)
         if value is not None and value not in DTYPES:
             raise ValueError(f"parallel.{key} is {value!r}: use null or one of {', '.join(DTYPES)}")
-    if not 0 <= config.activation_memory_budget <= 1:
-        raise ValueError(
-            f"parallel.activation_memory_budget is {config.activation_memory_budget}: use a share from 0 to 1"
-        )
-    if config.activation_memory_budget < 1 and not config.compile:
-        raise ValueError(
-            f"parallel.activation_memory_budget is {config.activation_memory_budget}, which the compiler sees to: set"
-            " parallel.compile=true, or use parallel.activation_checkpointing"
-        )
+    for key in ("activation_memory_budget", "encoder_memory_budget"):
+        share = getattr(config, key)
+        if not 0 <= share <= 1:
+            raise ValueError(f"parallel.{key} is {share}: use a share from 0 to 1")
+        if share < 1 and not config.compile:
+            raise ValueError(
+                f"parallel.{key} is {share}, which the compiler sees to: set parallel.compile=true, or use"
+                " parallel.activation_checkpointing"
+            )
     if config.prefetch_blocks < 1:
         raise ValueError(f"parallel.prefetch_blocks is {config.prefetch_blocks}: use 1 or more")
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from s2s_parallel.buffers import keep_statistics_alike
-from s2s_parallel.compiled import compile_in_training, keep_share
+from s2s_parallel.compiled import compile_in_training
 from s2s_parallel.config import ParallelConfig, check_config, check_layout
 from s2s_parallel.fsdp import data_parallel_mesh, mixed_precision, prefetch, shard_blocks
 from s2s_parallel.mesh import DATA_PARALLEL, TENSOR_PARALLEL
@@ -43,9 +43,10 @@ def parallelize(model: nn.Module, parts: ModelParts, mesh: DeviceMesh | None, co
         apply_tensor_parallel(parts, mesh[TENSOR_PARALLEL], config)
     checkpoint_blocks(parts.layers, config.activation_checkpointing)
     if config.compile:
-        keep_share(config.activation_memory_budget)
-        for layer in [*([] if is_tensor_parallel else parts.layers), *parts.subsampling, *parts.encoder_layers]:
-            compile_in_training(layer, each_size=config.cuda_graphs)
+        for layer in [] if is_tensor_parallel else parts.layers:
+            compile_in_training(layer, each_size=config.cuda_graphs, memory_budget=config.activation_memory_budget)
+        for layer in [*parts.subsampling, *parts.encoder_layers]:
+            compile_in_training(layer, each_size=config.cuda_graphs, memory_budget=config.encoder_memory_budget)
     if mesh is not None:
         _shard(model, parts, mesh, config)
         keep_statistics_alike(model)
