@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 
 from s2s_parallel.compiled import _compiled
@@ -28,7 +29,7 @@ class Block(nn.Module):
 def partitioned(monkeypatch):
     """Torch's compiler up to where it decides what is kept; its kernels take a minute."""
     compile_ = torch.compile
-    monkeypatch.setattr(torch._functorch.config, "activation_memory_budget", 1.0)  # put back as it was
+    monkeypatch.setattr(functorch_config, "activation_memory_budget", 1.0)  # put back as it was
     monkeypatch.setattr(torch, "compile", partial(compile_, backend="aot_eager_decomp_partition"))
     _compiled.cache_clear()
     torch._dynamo.reset()

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import nn
 
 from s2s_parallel.forwards import wrap_forward
@@ -40,5 +41,5 @@ def _compiled(block_class: Any, each_size: bool) -> Callable[..., Any]:
 def _forward(compiled: Callable[..., Any], memory_budget: float, forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    torch._functorch.config.activation_memory_budget = memory_budget  # read where a size is new, and compiled
+    functorch_config.activation_memory_budget = memory_budget  # read where a size is new, and compiled
     return compiled(forward.args[0], *args, **kwargs)
