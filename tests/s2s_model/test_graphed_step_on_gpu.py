@@ -1,5 +1,7 @@
 """Replayed CUDA graphs against the same steps without: they need a GPU, so CI skips this file.
 
+    S2S_TEST_ON_GPU=1 python -m pytest tests/s2s_model/test_graphed_step_on_gpu.py tests/s2s_model/test_adamw.py
+
 Tolerance: both run the same kernels in float32 without TF32; sums by atomics leave 1e-4 of the largest gradient.
 """
 
@@ -13,7 +15,7 @@ from s2s_parallel.config import ParallelConfig
 from s2s_parallel.parallelize import parallelize
 from tests.s2s_model.builders import conformer, make_batch, perception
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or S2S_TEST_ON_GPU isn't set")
 A, B, C = (30, 17), (60, 55), (7,)  # frames of dialogues
 LONG = (700,)  # 56 s
 

@@ -12,8 +12,11 @@ from torch.optim import Optimizer
 
 
 def judges_itself(optimizer: Optimizer) -> bool:
-    """Whether the optimizer skips a step by a flag on the device, as torch's fused ones do for gradient scalers."""
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+    """Whether the optimizer skips a step by a flag on the device, as torch's fused Adam and AdamW do.
+
+    Torch's fused SGD does too, but if it is the first step it leaves a momentum that was never written.
+    """
+    if not isinstance(optimizer, torch.optim.Adam) or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return False
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return not any(isinstance(parameter, DTensor) for parameter in parameters)
