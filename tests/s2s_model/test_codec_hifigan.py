@@ -192,5 +192,5 @@ def test_codecs_without_a_fast_way_refuse_float16(tmp_path):
 
 
 def test_a_precision_that_nobody_has_is_refused(path):
-    with pytest.raises(ValueError, match=r"^model\.x: precision is 'bfloat16', but must be float16 or float32"):
-        load_codec(path, key="model.x", precision="bfloat16")
+    with pytest.raises(ValueError, match=r"^model\.audio_codec_precision: 'bfloat16' is no precision: use float16 or"):
+        load_codec(path, key="model.x", precision="bfloat16", precision_key="model.audio_codec_precision")

@@ -180,6 +180,23 @@ def test_resets_of_single_sessions_agree_with_compiled_layers(model):
         assert torch.equal(plain.codes_BK, compiled.codes_BK)
 
 
+def test_a_session_that_is_reset_forgets_what_was_not_finite(model):
+    source_BTH = source(model)
+    broken = source_BTH.clone()
+    broken[1, 3] = torch.nan
+    decoders = [FrameDecoder(model.frame_model(), 2, T, CPU, GenerationConfig()) for _ in range(2)]
+    for t in range(T):
+        if t == 5:
+            for decoder in decoders:
+                decoder.reset([1])
+        healthy, recovered = (d.step(x[:, t]) for d, x in zip(decoders, (source_BTH, broken), strict=True))
+        if t >= 5:
+            assert torch.equal(healthy.codes_BK, recovered.codes_BK)
+            assert torch.equal(healthy.text_B, recovered.text_B)
+    for layer in decoders[1]._cache.layers:
+        assert bool(layer.keys.isfinite().all())
+
+
 def test_families_that_a_graph_cannot_hold_are_told_apart(model):
     from transformers import AutoModelForCausalLM
 

@@ -209,6 +209,17 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_named(config, tm
         assert torch.equal(mine, wanted)
 
 
+def test_the_optimizer_is_told_of_one_step_alone(config, tmp_path):
+    model = DuplexS2SModel(with_fused(config, True))
+    trainer = fit_on(model, tmp_path, [make_batch((8,)), poisoned((8,))], gradient_clip_val=1.0)
+    optimizer = trainer.optimizers[0]
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 @FUSED
 def test_a_gradient_that_is_not_finite_skips_its_step_though_the_loss_is_finite(config, tmp_path, caplog, fused):
     torch.manual_seed(0)

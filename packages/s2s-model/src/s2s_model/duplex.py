@@ -18,7 +18,7 @@ from s2s_model.config import ModelConfig
 from s2s_model.param_groups import build_optimizers, follow_config, parameter_groups
 from s2s_model.step_window import StepWindow, is_distributed
 from s2s_model.validation import ValidationLosses, ValOutput
-from s2s_model.verdicts import Verdicts, divide_gradients, judges_itself, skip_where
+from s2s_model.verdicts import Verdicts, divide_gradients, forget, judges_itself, skip_where
 from s2s_parallel.buffers import tracking_norms
 from s2s_parallel.config import ParallelConfig
 from s2s_parallel.fsdp import gather, release
@@ -61,6 +61,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         self._verdicts = Verdicts()
         self._norm: Tensor | None = None  # of the step's gradients, where it is known
         self._device_judges = False  # whether the optimizer itself skips the step
+        self._told: list[torch.optim.Optimizer] = []  # those that were told what to do in their next step
         self._num_nonfinite_steps = 0
         self._statistics: list[tuple[Tensor, Tensor]] = []
         self._validation = ValidationLosses()
@@ -108,6 +109,8 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         """Free the gradients of a step that was taken: Lightning would keep them through the next forward."""
         if self._window.is_new:
             self.zero_grad(set_to_none=True)
+            while self._told:
+                forget(self._told.pop())
 
     def _num_batches_of_a_step(self) -> int:
         return int(self.trainer.accumulate_grad_batches) if self._trainer is not None else 1
@@ -165,6 +168,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         self._norm = norm * self._window.rescale(self.parameters()).to(norm.device)
         bad = (self._window.has_nonfinite() | ~torch.isfinite(norm)).float()
         skip_where(optimizer, bad)
+        self._told.append(optimizer)
         for buffer, kept in self._statistics:
             buffer.copy_(torch.where(bad > 0, kept, buffer))
         window, step, spreads = self._window, self.global_step, self.take_spreads()

@@ -162,8 +162,11 @@ class FrameDecoder:
                 f"{type(self._model.llm_config).__name__}'s LLM keeps more than keys and values: reset all sessions of "
                 "a batch together, or open one batch a session"
             )
+        else:
+            self._clear_rows(rows)
         first = self._before_first(len(self._began), self._last.text_B.device)
-        self._begin([self._used if row in rows else began for row, began in enumerate(self._began)])
+        chosen = set(rows)
+        self._begin([self._used if row in chosen else began for row, began in enumerate(self._began)])
         for row in rows:
             for now, new in zip(self._last, first, strict=True):
                 if now is not None and new is not None:
@@ -191,6 +194,12 @@ class FrameDecoder:
             if layer.is_initialized:  # a NaN would count even where it is masked
                 layer.keys.zero_()
                 layer.values.zero_()
+
+    def _clear_rows(self, rows: Sequence[int]) -> None:
+        layers = [layer for layer in self._cache.layers if layer.is_initialized]
+        frames = [kept[row] for layer in layers for kept in (layer.keys, layer.values) for row in rows]
+        if frames:
+            torch._foreach_zero_(frames)
 
     def _set_used(self, used: int) -> None:
         self._used = used

@@ -81,6 +81,7 @@ class DuplexNetwork(nn.Module):
             key="model.pretrained_audio_codec",
             num_codebooks=self.cfg.audio_codec_num_codebooks,
             precision=self.cfg.audio_codec_precision,
+            precision_key="model.audio_codec_precision",
         )
         check_codec_rate(self.audio_codec, frame_length_s)
         self.speech = SpeechTokens(self.audio_codec.codebook_size)

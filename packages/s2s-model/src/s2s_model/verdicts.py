@@ -32,6 +32,12 @@ def divide_gradients(optimizer: Optimizer, divisor: Tensor) -> None:
     vars(optimizer)["grad_scale"] = divisor
 
 
+def forget(optimizer: Optimizer) -> None:
+    """Undo `skip_where` and `divide_gradients`, once the step is taken: they'd hold for all later ones."""
+    for name in ("found_inf", "grad_scale"):
+        vars(optimizer).pop(name, None)
+
+
 class Verdicts:
     """Figures of steps that were not read yet, each with what is to be done about them."""
 

@@ -160,7 +160,7 @@ def check_precision(precision: str | None, key: str) -> None:
         ValueError: it is none of `PRECISIONS`; the message begins with `key`.
     """
     if precision is not None and precision not in PRECISIONS:
-        raise ValueError(f"{key}: precision is {precision!r}, but must be {' or '.join(PRECISIONS)}, or left out")
+        raise ValueError(f"{key}: {precision!r} is no precision: use {' or '.join(PRECISIONS)}, or leave it out")
 
 
 def check_codec_rate(codec: AudioCodec, frame_length_s: float) -> None:

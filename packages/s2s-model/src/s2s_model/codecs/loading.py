@@ -19,24 +19,30 @@ class _Options(TypedDict):
 
 
 def load_codec(
-    name_or_path: str, *, key: str = "codec", num_codebooks: int | None = None, precision: str | None = None
+    name_or_path: str,
+    *,
+    key: str = "codec",
+    num_codebooks: int | None = None,
+    precision: str | None = None,
+    precision_key: str = "codec",
 ) -> AudioCodec:
     """Load a codec to the CPU, frozen.
 
     Args:
         name_or_path: a `.nemo` file; a folder of `save_pretrained`, ours or transformers'; or a name: of the Hugging
             Face hub (mimi, encodec, dac) or of NeMo's registry.
-        key: the config key that errors begin with.
+        key: the config key that errors begin with, but for a precision that there isn't.
         num_codebooks: how many of its codebooks to use (K); None takes all, or those that it was saved with.
         precision: in which it computes on a GPU, "float16" or "float32" (there cuDNN's TF32 counts as float32). None
             takes float16 for NeMo's HiFi-GAN codecs that agree with float32 in it, and float32 for others. On the CPU
             it is always float32.
+        precision_key: the config key of `precision`.
 
     Raises:
         FileNotFoundError: the path doesn't exist.
         ValueError: what lies there is no codec that can be used, or not with `num_codebooks` or `precision`.
     """
-    check_precision(precision, key)
+    check_precision(precision, precision_key)
     options = _Options(key=key, num_codebooks=num_codebooks, precision=precision)
     # Under bf16-true Lightning makes bf16 the default while it builds.
     with float32_only("cpu"), torch.inference_mode(False):

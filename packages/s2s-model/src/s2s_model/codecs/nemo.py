@@ -53,7 +53,7 @@ class NemoCodec(AudioCodec):
         model.discriminator = None  # only its own training needs it
         self._key, self._precision = key, precision
         self._coding: HiFiGANCoding | None = None
-        self._prepared_on: torch.device | None = None
+        self._prepared_on = torch.device("cpu")  # where nothing is prepared
         if precision == "float16":
             check_float16(model, key)
         super().__init__(
@@ -104,7 +104,7 @@ class NemoCodec(AudioCodec):
         return audio_BS
 
     def _move_to(self, device: torch.device) -> None:
-        if self._prepared_on == device:
+        if self.device == self._prepared_on == device:
             return
         super()._move_to(device)
         self._coding, self._prepared_on = None, device
