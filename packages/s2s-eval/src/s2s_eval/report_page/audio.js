@@ -39,6 +39,10 @@ const PLAYERS = [
   ["both", "4", "Both: user left, generated right"],
 ];
 
+function pauseOthers(audio) {
+  for (const other of document.querySelectorAll("audio")) if (other !== audio) other.pause();
+}
+
 function player(track, key, title, onMove) {
   const audio = el("audio");
   audio.controls = true;
@@ -50,7 +54,8 @@ function player(track, key, title, onMove) {
     if (!audio.paused) requestAnimationFrame(follow);
   };
   audio.addEventListener("play", () => {
-    for (const other of document.querySelectorAll("audio")) if (other !== audio) other.pause();
+    if (audio.paused) return; // another was asked for since
+    pauseOthers(audio);
     follow();
   });
   audio.addEventListener("seeked", follow);

@@ -54,7 +54,10 @@ function step(offset) {
 
 function playOrPause(card, index) {
   const audio = card.querySelectorAll("audio")[index];
-  if (audio?.src) audio.paused ? audio.play() : audio.pause();
+  if (!audio?.src) return;
+  if (!audio.paused) return audio.pause();
+  pauseOthers(audio); // now: an event "play" of the one before may still be on its way
+  audio.play();
 }
 
 function move(card, by) {
