@@ -118,6 +118,7 @@ class Comparison:
         }
         for name, section in sections.items():
             if name in self._args.only:
+                side.drop_graphs()
                 free()
                 with self._report.guarded(f"{who}: {name}"):
                     section(who, side)

@@ -100,12 +100,12 @@ def train(side: OurSide, size: Size, steps: int) -> list[float]:
     """The loss of each step; batches come in turn."""
     generator = torch.Generator().manual_seed(5)
     batches = []
-    for _ in range(NUM_BATCHES):
+    for _ in range(min(NUM_BATCHES, steps)):
         drawn = (0.5 + 0.5 * torch.rand(DIALOGUES, generator=generator)) * LONGEST_S
         durations_s = [LONGEST_S, *(round(float(d) / FRAME_S) * FRAME_S for d in drawn[1:])]
         batch = on_device(mixed_batch(size, durations_s), side.device)
         batches.append(with_codes(batch, side.codes(batch)))
-    losses = [side.step(batches[i % NUM_BATCHES]) for i in range(steps)]
+    losses = [side.step(batches[i % len(batches)]) for i in range(steps)]
     return [float(loss) for loss in losses]
 
 

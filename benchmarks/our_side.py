@@ -70,6 +70,10 @@ class OurSide(Side):
         self.model._window.close()
         self.model.zero_grad(set_to_none=True)
 
+    def drop_graphs(self) -> None:
+        if self.model._graphs is not None:
+            self.model.graph()
+
     def codes(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         codes: tuple[Tensor, Tensor] = self.model.target_codes(batch)
         return codes

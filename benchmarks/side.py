@@ -66,6 +66,9 @@ class Side(ABC):
     def forget(self) -> None:
         """Drop what a step that failed has left."""
 
+    def drop_graphs(self) -> None:  # noqa: B027  # NeMo's has none
+        """Free what replays of earlier batches keep, so that memory is a case's own."""
+
     @abstractmethod
     def codes(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The agent's codes [B, T, K] and frames [B]."""
@@ -121,6 +124,7 @@ def train(side: Side, batches: Sequence[dict[str, Any]], warm_up: int, rounds: i
 
     Out of memory is a result, not an error: `out_of_memory` says so, and `peak_gib` how far it came.
     """
+    side.drop_graphs()
     free()
     out_of_memory = False
     try:
@@ -132,6 +136,7 @@ def train(side: Side, batches: Sequence[dict[str, Any]], warm_up: int, rounds: i
     if out_of_memory:
         reached = peak_gib()
         side.forget()
+        side.drop_graphs()
         free()
         return {"out_of_memory": True, "peak_gib": reached}
     return figures
