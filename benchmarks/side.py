@@ -136,7 +136,6 @@ def train(side: Side, batches: Sequence[dict[str, Any]], warm_up: int, rounds: i
     if out_of_memory:
         reached = peak_gib()
         side.forget()
-        side.drop_graphs()
         free()
         return {"out_of_memory": True, "peak_gib": reached}
     return figures

@@ -137,15 +137,19 @@ def test_weights_that_change_in_place_and_a_validation_between(config):
     check(model, plain, batch, batch, batch)
 
 
-def test_each_replay_draws_its_own_dropout(config):
-    dropout = {"dropout": 0.2, "dropout_att": 0.2}
-    parts = perception() | {"encoder": conformer(16, 8) | dropout, "modality_adapter": conformer(32, 1) | dropout}
-    model, plain = pair(config, perception=parts)
+def assert_replays_draw_dropout(model, plain):
     batch = batch_of(model, B)
     own = torch.stack([backward(model, batch) for _ in range(40)][2:])
     wanted = torch.stack([backward(plain, batch) for _ in range(38)])
     assert len(own.unique()) == len(own)
     assert (own.mean() - wanted.mean()).abs() <= 0.02 * wanted.mean()
+
+
+def test_each_replay_draws_its_own_dropout(config):
+    dropout = {"dropout": 0.2, "dropout_att": 0.2}
+    parts = perception() | {"encoder": conformer(16, 8) | dropout, "modality_adapter": conformer(32, 1) | dropout}
+    model, plain = pair(config, perception=parts)
+    assert_replays_draw_dropout(model, plain)
 
 
 def test_each_replay_draws_its_own_dropout_in_the_llm(config):
@@ -153,11 +157,7 @@ def test_each_replay_draws_its_own_dropout_in_the_llm(config):
     for each in (model, plain):
         for layer in each.llm.model.layers:
             layer.self_attn.attention_dropout = 0.2
-    batch = batch_of(model, B)
-    own = torch.stack([backward(model, batch) for _ in range(40)][2:])
-    wanted = torch.stack([backward(plain, batch) for _ in range(38)])
-    assert len(own.unique()) == len(own)
-    assert (own.mean() - wanted.mean()).abs() <= 0.02 * wanted.mean()
+    assert_replays_draw_dropout(model, plain)
 
 
 @pytest.mark.parametrize("budget", [1.0, 0.2])
