@@ -1,11 +1,13 @@
 """Throughput, memory and the cost of checkpoints of a peer-sized model on 1 to 8 GPUs of a machine.
 
-    torchrun --nproc-per-node 2 -m benchmarks.gpu_parallel --out parallel.json --meshes 2x1 1x2
-    torchrun --nproc-per-node 8 -m benchmarks.gpu_parallel --out parallel.json --meshes 8x1 4x2 2x4x1 --size 8b
+    python -m benchmarks.gpu_parallel 1x1:plain:16x20
+    torchrun --nproc-per-node 2 -m benchmarks.gpu_parallel 2x1:plain:16x20 1x2:plain:16x20 1x1x1x2:plain:1x300
+    torchrun --nproc-per-node 8 -m benchmarks.gpu_parallel 8x1:plain:8x20 4x2:recompute:8x20 8x1x2:plain:8x20 --size 8b
 
-A mesh is DATAxTENSOR, or DATAxTENSORxCOPIES. Dialogues come with stored codes, random like the weights, as many for
-each data parallel process on any mesh, so that throughputs compare. One process alone: python -m
-benchmarks.gpu_parallel. Without a GPU, `--size tiny --device cpu` runs all of it on gloo in a minute.
+A case is MESH:VARIANT:DIALOGUESxSECONDS, a mesh DATAxTENSOR, DATAxTENSORxCOPIES or DATAxTENSORxCOPIESxCONTEXT.
+Dialogues come with stored codes, random like the weights, as many for each data parallel process on any mesh, so that
+throughputs compare. Without a GPU, `--size tiny --device cpu` runs all of it on gloo in a minute. The exit code is the
+number of cases that failed.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import json
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +31,12 @@ from lightning import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from s2s_parallel.config import ParallelConfig
+from s2s_parallel.mesh import MeshSizes
 from s2s_parallel.strategy import MeshStrategy
 from tests.s2s_model.builders import codec_config, make_llm
 from tests.s2s_model.builders import conformer as small_conformer
 
+FRAME_S = 0.08
 CODES, CODEBOOKS = 4032, 8  # NanoCodec's
 LLAMA: dict[str, Any] = {
     "tie_word_embeddings": False,
@@ -46,8 +52,8 @@ LLMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def main() -> None:
-    """Run all cases; rank 0 writes what they showed after each."""
+def main() -> int:
+    """Run all cases; rank 0 writes what they showed after each. Return how many failed."""
     args = parse()
     torch.set_float32_matmul_precision("medium")
     rank = int(os.environ.get("RANK", "0"))
@@ -60,26 +66,23 @@ def main() -> None:
     while not ready.exists():
         time.sleep(0.1)
     shown: list[dict[str, Any]] = []
-    for mesh in args.meshes:
-        for variant in args.variants:
-            shown.append(case(args, config, mesh, variant, folder / "last.ckpt"))
-            if rank == 0:
-                print(json.dumps(shown[-1]), flush=True)
-                Path(args.out).write_text(json.dumps(shown, indent=1))
+    for case in args.cases:
+        shown.append(run_case(args, config, case, folder / "last.ckpt"))
+        if rank == 0:
+            print(json.dumps(shown[-1]), flush=True)
+            Path(args.out).write_text(json.dumps(shown, indent=1))
     if rank == 0:
         shutil.rmtree(folder)
+    return sum("error" in each for each in shown)
 
 
 def parse() -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", type=Case.parse, default=[Case.parse("1x1:plain:16x20")])
     parser.add_argument("--out", default="parallel.json")
-    parser.add_argument("--meshes", nargs="+", default=["1x1"])
-    parser.add_argument("--variants", nargs="+", default=["plain"], choices=list(VARIANTS), help="ways to lay out")
     parser.add_argument("--size", default="tinyllama", choices=list(LLMS))
-    parser.add_argument("--batch", type=int, default=16, help="dialogues of each data parallel process")
-    parser.add_argument("--frames", type=int, default=250, help="80 ms frames of each: 20 s")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=12, help="of a case; ten times as many of one that saves")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument(
         "--backend", default=None, help="of the process group, e.g. gloo for several processes on a GPU"
@@ -89,6 +92,7 @@ def parse() -> argparse.Namespace:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "kept": {"reshard_after_forward": False},
     "saving": {},  # with an asynchronous checkpoint in the middle
     "saving_at_once": {"async_checkpoint": False},
     "no_sequence_parallel": {"sequence_parallel": False},
@@ -100,29 +104,55 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def case(args: argparse.Namespace, config: dict[str, Any], mesh: str, variant: str, checkpoint: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Case:
+    """What is run: a mesh's sizes, how the model is laid out on it, and the batch of a data parallel process."""
+
+    text: str
+    sizes: MeshSizes
+    variant: str
+    num_dialogues: int
+    num_frames: int  # of each, 80 ms
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """Read MESH:VARIANT:DIALOGUESxSECONDS."""
+        try:
+            mesh, variant, batch = text.split(":")
+            VARIANTS[variant]
+            num_dialogues, seconds = batch.split("x")
+            sizes = MeshSizes(*(int(size) for size in mesh.split("x")))
+            return cls(text, sizes, variant, int(num_dialogues), round(float(seconds) / FRAME_S))
+        except (KeyError, TypeError, ValueError) as error:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: give MESH:VARIANT:DIALOGUESxSECONDS, such as 2x1:plain:16x20, with a variant of"
+                f" {', '.join(VARIANTS)} ({error})"
+            ) from error
+
+
+def run_case(args: argparse.Namespace, config: dict[str, Any], case: Case, checkpoint: Path) -> dict[str, Any]:
     """Train some steps; return milliseconds a step, throughput and memory, or the error."""
+    began = time.perf_counter()
     try:
-        shown = train(args, config, mesh, variant, checkpoint)
-    except (torch.OutOfMemoryError, RuntimeError, ValueError) as error:
+        shown = train(args, config, case, checkpoint)
+    except Exception as error:  # the other cases are still worth their time
         shown = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
     torch.set_default_dtype(torch.float32)
     gc.collect()
     if args.device == "cuda":
         torch.cuda.empty_cache()
-    return {"mesh": mesh, "variant": variant, **shown}
+    return {"case": case.text, **shown, "case_s": round(time.perf_counter() - began, 1)}
 
 
-def train(
-    args: argparse.Namespace, config: dict[str, Any], mesh: str, variant: str, checkpoint: Path
-) -> dict[str, Any]:
-    """As `case`, leaving its model to be freed."""
+def train(args: argparse.Namespace, config: dict[str, Any], case: Case, checkpoint: Path) -> dict[str, Any]:
+    """As `run_case`, leaving its model to be freed."""
     from s2s_model import DuplexS2SModel
 
-    dp, tp, copies = [*(int(size) for size in mesh.split("x")), 1][:3]
-    options = dict(VARIANTS[variant])
+    sizes, options = case.sizes, dict(VARIANTS[case.variant])
     in_background: bool = options.pop("async_checkpoint", True)
-    clock = Clock(checkpoint if variant.startswith("saving") else None, args.steps)
+    saves = case.variant.startswith("saving")
+    steps = args.steps * (10 if saves else 1)
+    clock = Clock(checkpoint if saves else None, steps)
     cuda = args.device == "cuda"
     dtype = torch.float32 if not cuda or "param_dtype" in options else torch.bfloat16
     torch.manual_seed(0)
@@ -130,17 +160,21 @@ def train(
     with torch.device("cpu" if options.get("cpu_offload") else args.device):
         model = DuplexS2SModel(config, parallel=ParallelConfig(**options)).to(dtype)
     torch.set_default_dtype(torch.float32)
+    strategy = MeshStrategy(
+        sizes.data_parallel_size, sizes.tensor_parallel_size, sizes.replicate_size,
+        context_parallel_size=sizes.context_parallel_size, process_group_backend=args.backend,
+        async_checkpoint=in_background,
+    )  # fmt: skip
     trainer = Trainer(
         accelerator="gpu" if cuda else "cpu", devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        strategy=MeshStrategy(dp, tp, copies, process_group_backend=args.backend, async_checkpoint=in_background),
-        precision="bf16-true" if dtype == torch.bfloat16 else "32-true", max_steps=args.steps, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[clock],
-        use_distributed_sampler=False, gradient_clip_val=1.0, inference_mode=False,
+        strategy=strategy, precision="bf16-true" if dtype == torch.bfloat16 else "32-true", max_steps=steps,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[clock], use_distributed_sampler=False, gradient_clip_val=1.0, inference_mode=False,
     )  # fmt: skip
-    trainer.fit(model, DataLoader(Batches(batch(args, model)), batch_size=None))
+    trainer.fit(model, DataLoader(Batches(batch(case.num_dialogues, case.num_frames, model)), batch_size=None))
     summary = clock.summary()
-    audio_s = args.batch * args.frames * 0.08 * dp
-    return {**summary, "audio_s_per_s": round(audio_s / summary["median_ms"] * 1000, 1), "losses": clock.losses}
+    audio_s = case.num_dialogues * case.num_frames * FRAME_S * sizes.data_parallel_size
+    return {**summary, "audio_s_per_s": round(audio_s / summary["median_ms"] * 1000, 1), "losses": clock.losses[:12]}
 
 
 class Clock(Callback):
@@ -215,9 +249,9 @@ class Batches(IterableDataset[Any]):
             yield dict(self._batch)
 
 
-def batch(args: argparse.Namespace, model: Any) -> dict[str, Any]:
+def batch(num_dialogues: int, num_frames: int, model: Any) -> dict[str, Any]:
     """Dialogues of noise, the agent silent."""
-    B, T = args.batch, args.frames
+    B, T = num_dialogues, num_frames
     generator = torch.Generator().manual_seed(0)
     tokens_BT = torch.full((B, T), model.tokenizer.pad_id)
     lens_B = torch.full((B,), T)
@@ -287,4 +321,4 @@ def conformer(feat_in: int, width: int, num_layers: int, subsampling_factor: int
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

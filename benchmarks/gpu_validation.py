@@ -77,7 +77,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     torch.set_default_dtype(torch.float32)
     asr = nemo_transducer(folder / "rnnt.nemo", is_large=args.size != "tiny")
     config = ScoringConfig(str(asr), silence_dbfs=-200.0, write_report=False)
-    data = batch(args, model) | {
+    data = batch(args.batch, args.frames, model) | {
         "turns": [[Turn("user", 0.1, 0.3, "two"), Turn("agent", 0.5, 0.4, "four")]] * args.batch,
         "target_texts": ["four"] * args.batch,
     }

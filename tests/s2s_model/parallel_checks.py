@@ -52,6 +52,7 @@ LAYOUTS = {
     "TP 2": Layout(MeshSizes(1, 2), replace(GATHERED, sequence_parallel=False)),
     "TP+SP 2": Layout(MeshSizes(1, 2), GATHERED),
     "FSDP2 2": Layout(MeshSizes(2, 1)),
+    "CP 2": Layout(MeshSizes(1, context_parallel_size=2)),
     "TP+SP+FSDP2 2×2": Layout(MeshSizes(2, 2), GATHERED),
 }
 
@@ -127,9 +128,10 @@ def compare(layouts: list[Layout], model: DuplexS2SModel, folder: Path) -> list[
     ranks = run_on_ranks(on_rank, folder, layouts, model, world_size=world_size)
     worst = []
     for index, layout in enumerate(layouts):
-        dp, tp = layout.sizes.data_parallel_size, layout.sizes.tensor_parallel_size
+        dp, num_peers = layout.sizes.data_parallel_size, layout.sizes.num_peers
         errors = [
-            _difference(shown[index], expected[dp][rank // tp], expected[dp][-1]) for rank, shown in enumerate(ranks)
+            _difference(shown[index], expected[dp][rank // num_peers], expected[dp][-1])
+            for rank, shown in enumerate(ranks)
         ]
         worst.append(max(errors))
     return worst

@@ -2,11 +2,12 @@
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from s2s_parallel import registry
+from s2s_parallel import context_parallel, registry
 from s2s_parallel.config import ParallelConfig
 from s2s_parallel.fsdp import gathered
 from s2s_parallel.mesh import MeshSizes, build_mesh
@@ -53,13 +54,14 @@ def of_family(codecs, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("names", [("TP 2", "TP+SP 2", "FSDP2 2"), ("TP+SP+FSDP2 2×2",)], ids=["two", "four"])
+@pytest.mark.parametrize("names", [("TP 2", "TP+SP 2", "FSDP2 2", "CP 2"), ("TP+SP+FSDP2 2×2",)], ids=["two", "four"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_processes_together_equal_one(family, names, of_family, tmp_path):
     compare([LAYOUTS[name] for name in names], of_family(family), tmp_path)
 
 
 TP2, DP2, BOTH = MeshSizes(1, 2), MeshSizes(2), MeshSizes(2, 2)
+CP2 = MeshSizes(1, context_parallel_size=2)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,10 @@ TP2, DP2, BOTH = MeshSizes(1, 2), MeshSizes(2), MeshSizes(2, 2)
         pytest.param(DP2, {"cpu_offload": True}, {}, id="offloaded"),
         pytest.param(MeshSizes(4, 1, replicate_size=2), {}, {}, id="two copies of two shards"),
         pytest.param(MeshSizes(2, 2, replicate_size=2), {}, {}, id="two copies of two shares"),
+        pytest.param(MeshSizes(1, 2, 1, 2), {}, {}, id="shared frames of two shares"),
+        pytest.param(MeshSizes(2, 1, 2, 2), {}, {}, id="two copies, each of two shares of frames"),
+        pytest.param(MeshSizes(1, 1, 1, 4), {"activation_checkpointing": "full"}, {}, id="four shares, recomputed"),
+        pytest.param(MeshSizes(2, 1, 1, 2), {"activation_checkpointing": "selective"}, {"lora": LORA}, id="CP, LoRA"),
         pytest.param(BOTH, {}, {"predict_user_text": True}, id="the user's text"),
         pytest.param(BOTH, {}, {"lora": LORA}, id="LoRA"),
         pytest.param(TP2, {"sequence_parallel": False}, {"lora": LORA}, id="LoRA without sequence parallel"),
@@ -93,7 +99,7 @@ def compiled(rank, model, sizes, options):
     finally:
         torch.compile = own
     dp = sizes.data_parallel_size
-    shown = results(model, batches(dp)[rank // sizes.tensor_parallel_size], num_labels(dp), dp)
+    shown = results(model, batches(dp)[rank // sizes.num_peers], num_labels(dp), dp)
     counters = torch._dynamo.utils.counters
     return (
         shown["grad llm.model.layers.11.mlp.up_proj.weight"],
@@ -102,7 +108,7 @@ def compiled(rank, model, sizes, options):
     )
 
 
-@pytest.mark.parametrize("sizes", [TP2, DP2], ids=["TP 2", "FSDP2 2"])
+@pytest.mark.parametrize("sizes", [TP2, DP2, CP2], ids=["TP 2", "FSDP2 2", "CP 2"])
 @pytest.mark.parametrize("mode", ["none", "full"])
 def test_layers_are_compiled_once_for_all(sizes, mode, of_family, tmp_path):
     """Twelve of them: torch gives up on a function that it has compiled eight times. The encoder has up to four."""
@@ -133,6 +139,45 @@ def test_vocabularies_need_not_divide(sizes, of_family, tmp_path):
         "LlamaConfig", num_key_value_heads=4, vocab_size=67, tie_word_embeddings=True, pad_token_id=66
     )
     compare([Layout(sizes)], of_family(config, num_codebooks=3), tmp_path)
+
+
+def shares_frames(rank, model):
+    """Where a share's attention sees no frame but its own."""
+    context_parallel._frames_are_shared, own = lambda: False, context_parallel._frames_are_shared
+    parallelize(model, model.parts(), build_mesh(CP2, "cpu"), ParallelConfig())
+    unshared = model(batches(1)[0]).text.item()
+    context_parallel._frames_are_shared = own
+    return unshared, model(batches(1)[0]).text.item()
+
+
+def test_frames_of_other_peers_are_attended_to(of_family, tmp_path, monkeypatch):
+    """The check of context parallelism can fail: without the gathered keys and values the loss is another one."""
+    model = of_family("llama-3")
+    expected = copy.deepcopy(model)(batches(1)[0]).text.item()
+    gather = context_parallel.peers.gather_and_enter
+    for whole, shared in run_on_ranks(shares_frames, tmp_path, model):
+        assert whole == shared == pytest.approx(expected, rel=1e-5)
+    alone = {"gather_and_enter": lambda x, dim, group: torch.cat([x] * group.size(), dim)}
+    monkeypatch.setattr(context_parallel, "peers", SimpleNamespace(**vars(context_parallel.peers) | alone))
+    assert context_parallel.peers.gather_and_enter is not gather
+    for _, shared in run_on_ranks(shares_frames, tmp_path, model):
+        assert abs(shared - expected) > 1e-4 * expected
+
+
+def refuses_frames(rank, model):
+    with pytest.raises(ValueError, match="context_parallel_size") as caught:
+        parallelize(model, model.parts(), build_mesh(CP2, "cpu"), ParallelConfig())
+    return str(caught.value)
+
+
+def test_layers_that_see_frames_in_another_way_refuse_to_share_them(of_family, tmp_path):
+    config = families.of_llama_shape("OlmoHybridConfig", num_hidden_layers=4, num_key_value_heads=4)
+    for told in run_on_ranks(refuses_frames, tmp_path, of_family(config)):
+        assert "layer 0 has no attention by transformers' registry in OlmoHybridModel (olmo_hybrid)" in told
+    flex = of_family("llama-3", attn_implementation="flex_attention")
+    for told in run_on_ranks(refuses_frames, tmp_path, flex):
+        assert "model.attn_implementation is flex_attention" in told
+        assert "use sdpa or eager" in told
 
 
 def test_a_wrong_plan_is_seen(of_family, tmp_path, monkeypatch):

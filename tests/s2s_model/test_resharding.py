@@ -1,6 +1,7 @@
 """The whole model in Lightning's Trainer: trained on one mesh, resumed on another, on one process."""
 
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def fit(model_config, sizes, save_to, resume_from):
     torch.manual_seed(0)
     model = DuplexS2SModel(model_config | OPTIMIZER, parallel=ParallelConfig(activation_checkpointing="full"))
     dp = (sizes or {}).get("data_parallel_size", 1)
-    world_size = dp * (sizes or {}).get("tensor_parallel_size", 1)
+    world_size = processes(sizes)
     watch = Watch()
     callbacks = [watch] if save_to is None else [watch, SaveAt(save_to)]
     trainer = Trainer(
@@ -87,12 +88,15 @@ def fit(model_config, sizes, save_to, resume_from):
 
 
 def on(sizes, folder, *args):
-    world_size = sizes["data_parallel_size"] * sizes["tensor_parallel_size"] if sizes else 1
-    return fit_on_ranks(fit, folder, *args, world_size=world_size)[0]
+    return fit_on_ranks(fit, folder, *args, world_size=processes(sizes))[0]
 
 
-def grid(dp, tp):
-    return {"data_parallel_size": dp, "tensor_parallel_size": tp}
+def processes(sizes):
+    return math.prod((sizes or {}).values())
+
+
+def grid(dp, tp, cp=1):
+    return {"data_parallel_size": dp, "tensor_parallel_size": tp, "context_parallel_size": cp}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +113,11 @@ def runs(tmp_path_factory, codec_path):
     return config, whole, checkpoint
 
 
-@pytest.mark.parametrize("sizes", [None, grid(1, 2), grid(2, 1), grid(2, 2)], ids=["one", "tp2", "dp2", "2x2"])
+@pytest.mark.parametrize(
+    "sizes",
+    [None, grid(1, 2), grid(2, 1), grid(2, 2), grid(1, 1, 2), grid(2, 1, 2)],
+    ids=["one", "tp2", "dp2", "2x2", "cp2", "dp2 cp2"],
+)
 def test_a_run_goes_on_upon_another_mesh(runs, tmp_path, sizes):
     config, whole, checkpoint = runs
     gone_on = on(sizes, Path(tmp_path), config, sizes, None, checkpoint)

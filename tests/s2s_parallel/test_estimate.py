@@ -117,17 +117,43 @@ def test_optimizer_temporaries_count_where_activations_are_small():
     ],
 )
 def test_recomputation(mode, blocks, again):
-    found = activation_bytes(ACTIVATIONS, ParallelConfig(activation_checkpointing=mode), 1)
+    found = activation_bytes(ACTIVATIONS, ParallelConfig(activation_checkpointing=mode), MeshSizes(1))
     assert found["LLM blocks"] == blocks
     assert sum(found.values()) == 50 + 40 + blocks + 20 + max(1000, again)
 
 
 def test_tensor_parallelism_divides_what_it_shares():
-    shared = activation_bytes(ACTIVATIONS, ParallelConfig(), 2)
+    shared = activation_bytes(ACTIVATIONS, ParallelConfig(), MeshSizes(1, 2))
     assert shared["LLM blocks"] == 4 * (200 + 200 + 600)
     assert sum(shared.values()) == 50 + 20 + 4000 + 20 + 500
-    whole = activation_bytes(ACTIVATIONS, ParallelConfig(sequence_parallel=False), 2)
+    whole = activation_bytes(ACTIVATIONS, ParallelConfig(sequence_parallel=False), MeshSizes(1, 2))
     assert whole["LLM blocks"] == 4 * (400 + 200 + 600)
+
+
+def test_context_parallelism_divides_frames_and_weights():
+    shared = activation_bytes(ACTIVATIONS, ParallelConfig(), MeshSizes(1, context_parallel_size=2))
+    assert shared["LLM blocks"] == 4 * 900
+    assert shared["encoder"] == 50, "each peer has all of it"
+    layout = Layout(MeshSizes(2, 2, context_parallel_size=2), True)
+    assert layout.divisors_of(Part("llm", trained=Count(8))) == (8, 4)
+    assert layout.divisors_of(Part("perception", trained=Count(8), sharding="encoder")) == (8, 8)
+    meshes = [layout.sizes for layout in all_layouts(8, 2)]
+    assert all(sizes.world_size == 8 and sizes.context_parallel_size == 2 for sizes in meshes)
+    assert MeshSizes(4, 1, 4, 2) in meshes, "a copy on each pair of peers"
+
+
+def test_context_parallel_peers_compute_heads_and_encoder_alike():
+    gpu = GPUS["h100-80gb"]
+    one, two = (
+        estimate_speed(WORK, PARTS, Training(), Layout(MeshSizes(1, context_parallel_size=cp), True), gpu, 8).compute_s
+        for cp in (1, 2)
+    )
+    heads_and_encoder = two - (one - two)
+    flops = flops_of_step(WORK)
+    heads = 6 * 20 * 300 / (gpu.peak_flops * CONSTANTS["llm_efficiency"].value)
+    assert heads_and_encoder == pytest.approx(
+        heads + flops.encoder / (gpu.peak_flops * CONSTANTS["encoder_efficiency"].value)
+    )
 
 
 def test_every_mesh_is_listed_once():

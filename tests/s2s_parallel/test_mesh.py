@@ -33,6 +33,20 @@ def test_copies_of_the_weights_divide_the_data_parallel_processes():
         resolve_mesh(8, 4, 2, replicate_size=3)
 
 
+def test_context_parallel_peers_share_dialogues_and_weights():
+    sizes = resolve_mesh(16, "auto", 2, replicate_size=2, context_parallel_size=2)
+    assert sizes == MeshSizes(4, 2, 2, 2)
+    assert (sizes.world_size, sizes.num_peers, sizes.shard_size) == (16, 4, 4)
+    with pytest.raises(ValueError, match=r"context_parallel_size \(3\) must divide the run's 8 processes") as told:
+        resolve_mesh(8, context_parallel_size=3)
+    assert str(told.value).endswith("use 1, 2, 4 or 8")
+    with pytest.raises(ValueError, match=r"\(3\) × context_parallel_size \(2\) × .* is 12, but the run has 8") as told:
+        resolve_mesh(8, 3, 2, context_parallel_size=2)
+    assert "use data_parallel_size=4 with tensor_parallel_size=1 or data_parallel_size=2" in str(told.value)
+    with pytest.raises(ValueError, match="context_parallel_size is 0"):
+        resolve_mesh(2, context_parallel_size=0)
+
+
 @pytest.mark.parametrize(("dp", "tp", "name"), [(0, 1, "data_parallel_size"), (2, 0, "tensor_parallel_size")])
 def test_sizes_below_one_are_refused_by_name(dp, tp, name):
     with pytest.raises(ValueError, match=f"{name} is 0"):

@@ -294,7 +294,7 @@ def test_a_model_of_30_billion_fits_8_gpus_of_80_gb(large, precision, bytes_a_we
     assert plan.configured.fits
     assert plan.recommended is not None
     assert plan.recommended.fits
-    none = activation_bytes(plan.sizes.activations, ParallelConfig(), 1)
+    none = activation_bytes(plan.sizes.activations, ParallelConfig(), MeshSizes(1))
     assert sum(none.values()) > 20 * GIB, "without recomputation it takes more than is left"
 
 

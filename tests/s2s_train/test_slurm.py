@@ -122,7 +122,7 @@ def test_a_job_that_gets_sigterm_saves_is_requeued_and_goes_on_to_its_end(cluste
     stopped = re.search(r"SIGTERM: stopped at step (\d+)", told())
     assert stopped
     assert 4 < int(stopped[1]) < 150
-    assert f"job {job} is requeued" in told()
+    assert f"asking SLURM to requeue job {job}" in told()
     assert "resuming from" in told()
     assert "in a new order" not in told(), "the same job, the same data"
     assert steps(run) == list(range(1, 151)), "no gap, no repeat"

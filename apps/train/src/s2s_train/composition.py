@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
 
 from s2s_eval.scoring import ValidationScoring
 from s2s_model.duplex import DuplexS2SModel
+from s2s_parallel.context_parallel import check_context_parallel
+from s2s_parallel.parts import ModelParts
 from s2s_parallel.tensor_parallel import check_sizes
 from s2s_train.config import AppConfig, mesh_arguments
 from s2s_train.free_sections import check_free_sections
@@ -27,10 +31,17 @@ def build_model(cfg: AppConfig) -> LightningModule:
         configured, needed = getattr(cfg.data, key), getattr(model, key)
         if configured != needed:
             raise ValueError(f"data.{key} is {configured} Hz, but the model's is {needed} Hz: set data.{key}={needed}")
-    size = (mesh_arguments(cfg.trainer.strategy) or {}).get("tensor_parallel_size")
-    if isinstance(size, int):  # before processes are started for it
-        check_sizes(model.parts().config, size, cfg.parallel.uneven_heads)
+    _check_sharing(model.parts(), mesh_arguments(cfg.trainer.strategy) or {}, cfg.parallel.uneven_heads)
     return model
+
+
+def _check_sharing(parts: ModelParts, mesh: Mapping[str, Any], uneven_heads: str) -> None:
+    """Refuse what the LLM can't do before processes are started for it."""
+    size = mesh.get("tensor_parallel_size")
+    if isinstance(size, int):
+        check_sizes(parts.config, size, uneven_heads)
+    if mesh.get("context_parallel_size", 1) != 1:
+        check_context_parallel(parts.body, parts.layers, parts.config)
 
 
 def build_scorers(cfg: AppConfig, folder: RunFolder) -> list[Callback]:

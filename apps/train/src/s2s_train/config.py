@@ -23,7 +23,7 @@ from s2s_train.nemo_exp_keys import forget_nemos_keys
 from s2s_train.profile_config import ProfileConfig, check_steps
 from s2s_train.trainer_config import TrainerConfig
 
-__all__ = ["AppConfig", "ConfigError", "load_as", "load_config", "load_named", "mesh_arguments"]
+__all__ = ["AppConfig", "ConfigError", "load_as", "load_config", "load_named", "mesh_arguments", "mesh_sizes"]
 
 _MESH_STRATEGIES = ("MeshStrategy", "ModelParallelStrategy")  # ours, and Lightning's, which becomes ours
 
@@ -80,6 +80,12 @@ def mesh_arguments(strategy: Any) -> Mapping[str, Any] | None:
     """The arguments of a `trainer.strategy` that lays processes out as a mesh; None for another one."""
     is_mesh = isinstance(strategy, Mapping) and str(strategy.get("_target_")).rpartition(".")[2] in _MESH_STRATEGIES
     return strategy if is_mesh else None
+
+
+def mesh_sizes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a mesh strategy's arguments that `s2s_parallel.mesh.resolve_mesh` takes."""
+    keys = ("data_parallel_size", "tensor_parallel_size", "replicate_size", "context_parallel_size")
+    return {key: arguments[key] for key in keys if key in arguments}
 
 
 def load_as(schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:

@@ -103,7 +103,7 @@ def _stopped(trainer: Trainer, folder: RunFolder, number: int, to_requeue: bool)
         return RunStopped(said, EXIT_SIGNAL + number)
     if not trainer.is_global_zero:
         return RunStopped(said, 0)
-    say(said)  # now, since SLURM may end this process before it has returned
+    say(f"{said}; asking SLURM to requeue job {job}")  # now: SLURM may end this process before it has answered
     refused = requeue(job)
     if refused:
         return RunStopped(f"job {job} isn't requeued: {refused}", EXIT_SIGNAL + number)

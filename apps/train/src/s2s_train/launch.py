@@ -15,7 +15,7 @@ from pathlib import Path
 from s2s_parallel.mesh import resolve_mesh
 from s2s_train.allocation import INTERACTIVE
 from s2s_train.cli_parts import add_command, add_config
-from s2s_train.config import AppConfig, load_named, mesh_arguments
+from s2s_train.config import AppConfig, load_named, mesh_arguments, mesh_sizes
 from s2s_train.run_folder import RunFolder
 from s2s_train.slurm_job import DATA_SEED, WARNING_S, Job, seconds_of
 
@@ -175,8 +175,7 @@ def checked_config(args: LaunchArgs) -> AppConfig:
             raise ValueError(f"trainer.{key}={configured}, but {flag} is {asked[key]}: leave trainer.{key} out")
     mesh = mesh_arguments(cfg.trainer.strategy)
     if mesh is not None:
-        keys = ("data_parallel_size", "tensor_parallel_size", "replicate_size")
-        resolve_mesh(args.nodes * args.gpus_per_node, **{key: mesh[key] for key in keys if key in mesh})
+        resolve_mesh(args.nodes * args.gpus_per_node, **mesh_sizes(mesh))
     return cfg
 
 

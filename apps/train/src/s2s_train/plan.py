@@ -22,7 +22,7 @@ from s2s_parallel.mesh import MeshSizes, resolve_mesh
 from s2s_parallel.registry import plan_for
 from s2s_parallel.speed import Speed, estimate_speed
 from s2s_parallel.tensor_parallel import check_sizes
-from s2s_train.config import AppConfig, mesh_arguments
+from s2s_train.config import AppConfig, mesh_arguments, mesh_sizes
 
 ASSUMED_CODEC = CodecSizes(8, 4032)
 SAME_SPEED = 0.05  # estimates are no better than that
@@ -110,7 +110,8 @@ def make_plan(cfg: AppConfig, args: PlanArgs = PlanArgs()) -> Plan:
         speed = estimate_speed(sizes.work, sizes.parts, training, layout, gpu, args.gpus_per_node)
         return Option(layout, memory, speed, fits(memory, gpu), _refusal(layout, sizes, cfg.parallel))
 
-    options = [option(each) for each in all_layouts(layout.sizes.world_size)]
+    meshes = all_layouts(layout.sizes.world_size, layout.sizes.context_parallel_size)
+    options = [option(each) for each in meshes]
     batch = f"batch: {batch_size} dialogues of {duration_s:g} s on each data parallel process ({where})"
     return Plan(gpu, batch_size, duration_s, sizes, training, option(layout), options, [batch, *codec_note, *notes])
 
@@ -154,8 +155,7 @@ def configured_layout(strategy: Any, world_size: int) -> Layout:
     mesh = mesh_arguments(strategy)
     if mesh is None:
         return Layout(MeshSizes(world_size), sharded=False)
-    keys = ("data_parallel_size", "tensor_parallel_size", "replicate_size")
-    return Layout(resolve_mesh(world_size, **{key: mesh[key] for key in keys if key in mesh}), sharded=True)
+    return Layout(resolve_mesh(world_size, **mesh_sizes(mesh)), sharded=True)
 
 
 def training_of(cfg: AppConfig, layout: Layout) -> tuple[Training, list[str]]:

@@ -72,7 +72,9 @@ def _memory(plan: Plan) -> Table:
 
 def _options(plan: Plan) -> Table:
     world_size = plan.configured.layout.sizes.world_size
-    table = Table(title=f"meshes of {world_size} × {plan.gpu.name}")
+    cp = plan.configured.layout.sizes.context_parallel_size
+    contexts = f", context_parallel {cp}" if cp > 1 else ""
+    table = Table(title=f"meshes of {world_size} × {plan.gpu.name}{contexts}")
     for column in ("data_parallel", "tensor_parallel", "replicate", "GiB per GPU", "fits", "step s", "audio-s/s"):
         table.add_column(column, justify="right")
     table.add_column("")
@@ -101,10 +103,12 @@ def _verdict(plan: Plan) -> str:
     if best is None or best.layout.sizes == configured.layout.sizes:
         return words
     sizes = best.layout.sizes
+    contexts = f" trainer.strategy.context_parallel_size={sizes.context_parallel_size}"
+    contexts = contexts if sizes.context_parallel_size > 1 else ""
     return (
         f"{words}. Recommended: {describe(best.layout)} (trainer.strategy._target_=s2s_parallel.strategy.MeshStrategy"
         f" trainer.strategy.tensor_parallel_size={sizes.tensor_parallel_size}"
-        f" trainer.strategy.replicate_size={sizes.replicate_size})"
+        f" trainer.strategy.replicate_size={sizes.replicate_size}{contexts})"
     )
 
 
@@ -156,8 +160,9 @@ def describe(layout: Layout) -> str:
     sizes = layout.sizes
     if not layout.sharded:
         return "1 GPU" if sizes.world_size == 1 else f"{sizes.world_size} GPUs, a copy of the weights on each"
+    contexts = f" × context_parallel {sizes.context_parallel_size}" if sizes.context_parallel_size > 1 else ""
     copies = f", {sizes.replicate_size} copies" if sizes.replicate_size > 1 else ""
-    return f"data_parallel {sizes.data_parallel_size} × tensor_parallel {sizes.tensor_parallel_size}{copies}"
+    return f"data_parallel {sizes.data_parallel_size}{contexts} × tensor_parallel {sizes.tensor_parallel_size}{copies}"
 
 
 def gib(size: float) -> str:

@@ -1,4 +1,4 @@
-"""What tensor parallel peers tell each other, in forward and backward.
+"""What tensor and context parallel peers tell each other, in forward and backward.
 
 Two kinds of tensors occur. One that is *whole* is the same on all peers, and so is its gradient. One that is a *part*
 is a peer's own: its slice of the frames or features, or its summand. Each function names what it takes and gives.
@@ -80,6 +80,11 @@ def sum_and_share(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     return _exchange(x, _reduce_scatter, _all_gather, dim, group)
 
 
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """The same tensor; its gradient is multiplied."""
+    return _exchange(x, _as_it_is, torch.mul, factor)
+
+
 def sum_gradients(tensors: list[Tensor], group: ProcessGroup) -> list[Tensor]:
     """The same whole tensors, which each peer uses in its own way."""
     needed = [x for x in tensors if x.requires_grad]
@@ -94,7 +99,7 @@ def _exchange(x: Tensor, there: Exchange, back: Exchange, *place: Any) -> Tensor
     return result
 
 
-def _as_it_is(x: Tensor, group: ProcessGroup) -> Tensor:
+def _as_it_is(x: Tensor, *_: Any) -> Tensor:
     return x.view_as(x)
 
 

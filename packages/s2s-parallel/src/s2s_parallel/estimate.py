@@ -33,8 +33,8 @@ class Count:
 class Part:
     """A part of the model.
 
-    `sharding`: "llm" is sharded over data and tensor parallelism, "encoder" over all processes, "whole" not at all.
-    `largest_unit` is the number of weights that FSDP gathers at once: a layer, or a whole embedding.
+    `sharding`: "llm" is sharded over data, context and tensor parallelism, "encoder" over all processes, "whole" not at
+    all. `largest_unit` is the number of weights that FSDP gathers at once: a layer, or a whole embedding.
     """
 
     name: str
@@ -168,7 +168,7 @@ def estimate_memory(parts: Sequence[Part], activations: Activations, training: T
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        activations=activation_bytes(activations, training.parallel, layout.sizes.tensor_parallel_size),
+        activations=activation_bytes(activations, training.parallel, layout.sizes),
         gathered=_gathered(parts, training, layout),
         stepping=on_gpu * training.optimizer_copies,
         fixed=int(constant("workspace")),
@@ -184,17 +184,18 @@ def fits(memory: Memory, gpu: Gpu) -> bool:
     return memory.total <= gpu.memory_bytes * (1 - constant("margin"))
 
 
-def activation_bytes(activations: Activations, parallel: ParallelConfig, tensor_parallel_size: int) -> dict[str, int]:
+def activation_bytes(activations: Activations, parallel: ParallelConfig, sizes: MeshSizes) -> dict[str, int]:
     """Bytes of one GPU, by part, at the step's largest moment.
 
     That is either the end of forward, with the logits, or the backward of a recomputed block, when they are gone.
+    Context parallelism divides what blocks keep; the keys and values that attention gathers aren't counted.
     """
-    tp = tensor_parallel_size
+    tp, cp = sizes.tensor_parallel_size, sizes.context_parallel_size
     sp = tp if parallel.sequence_parallel else 1
     kept, again = 0, 0
     for index, block in enumerate(activations.blocks):
-        full = _saved(block, sp, tp)
-        stays = kept_bytes(block, index, parallel, tp)
+        full = _saved(block, sp, tp) // cp
+        stays = kept_bytes(block, index, parallel, tp) // cp
         kept += stays
         again = max(again, full - stays)
     return {
@@ -227,12 +228,13 @@ def _saved(block: BlockActivations, sp: int, tp: int) -> int:
     return block.residual // sp + block.gathered + block.inside // tp
 
 
-def all_layouts(world_size: int) -> list[Layout]:
+def all_layouts(world_size: int, context_parallel_size: int = 1) -> list[Layout]:
     """Every mesh of `world_size` processes: by tensor parallel size, then by copies of the weights."""
+    places = world_size // context_parallel_size
     return [
-        Layout(MeshSizes(world_size // tp, tp, copies), sharded=True)
-        for tp in divisors(world_size)
-        for copies in divisors(world_size // tp)
+        Layout(MeshSizes(places // tp, tp, copies, context_parallel_size), sharded=True)
+        for tp in divisors(places)
+        for copies in divisors(places // tp)
         if copies == 1 or copies < world_size // tp  # a copy on each process is DDP's layout
     ]
 

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from s2s_parallel.mesh import DATA_PARALLEL, REPLICATE, SHARD
+from s2s_parallel.mesh import CONTEXT_PARALLEL, DATA_PARALLEL, REPLICATE, SHARD, WEIGHTS
 
 Unit = nn.Module | list[nn.Module]  # a list: modules with tied weights
 _RESHARDS = "_s2s_reshards_after_forward"  # where `gather` keeps what `release` puts back
@@ -33,11 +33,10 @@ def data_parallel_mesh(mesh: DeviceMesh) -> DeviceMesh:
         ValueError: the mesh has no such axes.
     """
     names = mesh.mesh_dim_names or ()
-    if REPLICATE in names:
-        return mesh[REPLICATE, SHARD]
-    if DATA_PARALLEL not in names:
+    if REPLICATE not in names and DATA_PARALLEL not in names:
         raise ValueError(f"the mesh's axes are {names}, without {DATA_PARALLEL!r}: make it with build_mesh")
-    return mesh[DATA_PARALLEL]
+    shards = WEIGHTS if CONTEXT_PARALLEL in names else SHARD if REPLICATE in names else DATA_PARALLEL
+    return mesh[REPLICATE, shards] if REPLICATE in names else mesh[shards]
 
 
 def shard_blocks(

@@ -1,7 +1,8 @@
-"""How the processes of a run are arranged: data parallel × tensor parallel, checked before anything is built.
+"""How the processes of a run are arranged: data × context × tensor parallel, checked before anything is built.
 
 The axis names are those of Lightning's ModelParallelStrategy, so its `device_mesh` fits everything here. Data
-parallelism itself may have two axes (HSDP): weights are sharded within `shard` and copied along `replicate`.
+parallelism itself may have two axes (HSDP): weights are sharded within `shard` and copied along `replicate`. Peers of
+context parallelism share the frames of the same dialogues, and the shards of the weights as data parallel processes do.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 DATA_PARALLEL = "data_parallel"
+CONTEXT_PARALLEL = "context_parallel"
 TENSOR_PARALLEL = "tensor_parallel"
 REPLICATE = "replicate"
 SHARD = "shard"
+WEIGHTS = "weights"  # shards and context parallel peers in one
 
 Size = int | Literal["auto"]
 
@@ -31,29 +34,39 @@ class MeshSizes:
     data_parallel_size: int
     tensor_parallel_size: int = 1
     replicate_size: int = 1
+    context_parallel_size: int = 1
 
     @property
     def world_size(self) -> int:
         """Number of processes in the mesh."""
-        return self.data_parallel_size * self.tensor_parallel_size
+        return self.data_parallel_size * self.num_peers
+
+    @property
+    def num_peers(self) -> int:
+        """Processes that have the same dialogues."""
+        return self.context_parallel_size * self.tensor_parallel_size
 
     @property
     def shard_size(self) -> int:
-        """Processes that share one copy of the weights, along data parallelism."""
-        return self.data_parallel_size // self.replicate_size
+        """Processes that share one copy of the weights, along data and context parallelism."""
+        return self.data_parallel_size // self.replicate_size * self.context_parallel_size
 
 
-def sizes_that_work(world_size: int, tensor_parallel_sizes: Iterable[int] | None = None) -> list[MeshSizes]:
-    """Every mesh of `world_size` processes without copies, the smallest tensor parallel size first.
+def sizes_that_work(num_processes: int, tensor_parallel_sizes: Iterable[int] | None = None) -> list[MeshSizes]:
+    """Every mesh of `num_processes` without copies and context parallelism, the smallest tensor parallel size first.
 
     `tensor_parallel_sizes` are those that a model allows; None: any.
     """
-    allowed = range(1, world_size + 1) if tensor_parallel_sizes is None else sorted(tensor_parallel_sizes)
-    return [MeshSizes(world_size // tp, tp) for tp in allowed if world_size % tp == 0]
+    allowed = range(1, num_processes + 1) if tensor_parallel_sizes is None else sorted(tensor_parallel_sizes)
+    return [MeshSizes(num_processes // tp, tp) for tp in allowed if num_processes % tp == 0]
 
 
 def resolve_mesh(
-    world_size: int, data_parallel_size: Size = "auto", tensor_parallel_size: Size = "auto", replicate_size: int = 1
+    world_size: int,
+    data_parallel_size: Size = "auto",
+    tensor_parallel_size: Size = "auto",
+    replicate_size: int = 1,
+    context_parallel_size: int = 1,
 ) -> MeshSizes:
     """Turn configured sizes into a mesh of exactly `world_size` processes.
 
@@ -64,25 +77,41 @@ def resolve_mesh(
             `data_parallel_size`. The message quotes the numbers and the sizes that would work.
     """
     tp = 1 if tensor_parallel_size == "auto" else tensor_parallel_size
-    named = {"data_parallel_size": data_parallel_size, "tensor_parallel_size": tp, "replicate_size": replicate_size}
+    named = {
+        "data_parallel_size": data_parallel_size,
+        "tensor_parallel_size": tp,
+        "replicate_size": replicate_size,
+        "context_parallel_size": context_parallel_size,
+    }
     for name, size in named.items():
         if size != "auto" and (not isinstance(size, int) or size < 1):
             raise ValueError(f"{name} is {size}: use 1 or more (1 disables the axis), or 'auto'")
-    dp = max(world_size // tp, 1) if data_parallel_size == "auto" else data_parallel_size
-    if dp * tp != world_size:
+    cp = context_parallel_size
+    if world_size % cp:
+        raise ValueError(
+            f"context_parallel_size ({cp}) must divide the run's {_processes(world_size)} (devices × nodes): use"
+            f" {join_sizes(divisors(world_size))}"
+        )
+    dp = max(world_size // (cp * tp), 1) if data_parallel_size == "auto" else data_parallel_size
+    if dp * cp * tp != world_size:
         options = " or ".join(
             f"data_parallel_size={fit.data_parallel_size} with tensor_parallel_size={fit.tensor_parallel_size}"
-            for fit in sizes_that_work(world_size)
+            for fit in sizes_that_work(world_size // cp)
         )
+        contexts = f" × context_parallel_size ({cp})" if cp > 1 else ""
         raise ValueError(
-            f"data_parallel_size ({dp}) × tensor_parallel_size ({tp}) is {dp * tp}, but the run has"
-            f" {world_size} process{'es' if world_size > 1 else ''} (devices × nodes): use {options}"
+            f"data_parallel_size ({dp}){contexts} × tensor_parallel_size ({tp}) is {dp * cp * tp}, but the run has"
+            f" {_processes(world_size)} (devices × nodes): use {options}"
         )
     if dp % replicate_size:
         raise ValueError(
             f"replicate_size ({replicate_size}) must divide data_parallel_size ({dp}): use {join_sizes(divisors(dp))}"
         )
-    return MeshSizes(dp, tp, replicate_size)
+    return MeshSizes(dp, tp, replicate_size, cp)
+
+
+def _processes(number: int) -> str:
+    return f"{number} process{'es' if number > 1 else ''}"
 
 
 def divisors(number: int) -> list[int]:
@@ -99,15 +128,19 @@ def join_sizes(sizes: Iterable[int]) -> str:
 def build_mesh(sizes: MeshSizes, device_type: str) -> DeviceMesh:
     """Lay the initialised process group out as a mesh, tensor parallel peers next to each other.
 
-    Its axes are `data_parallel` and `tensor_parallel`; with copies of the weights they are `replicate`, `shard` and
-    `tensor_parallel`, and `data_parallel` is the first two in one. Every process has to call it.
+    Its axes are `data_parallel`, `context_parallel` if there is any, and `tensor_parallel`; with copies of the weights
+    `replicate` and `shard` stand for the first, and `data_parallel` is the two in one. Every process has to call it.
     """
     from torch.distributed.device_mesh import init_device_mesh
 
-    if sizes.replicate_size == 1:
-        shape = (sizes.data_parallel_size, sizes.tensor_parallel_size)
-        return init_device_mesh(device_type, shape, mesh_dim_names=(DATA_PARALLEL, TENSOR_PARALLEL))
-    shape_3d = (sizes.replicate_size, sizes.shard_size, sizes.tensor_parallel_size)
-    mesh = init_device_mesh(device_type, shape_3d, mesh_dim_names=(REPLICATE, SHARD, TENSOR_PARALLEL))
-    mesh[REPLICATE, SHARD]._flatten(DATA_PARALLEL)
+    copies, cp = sizes.replicate_size, sizes.context_parallel_size
+    axes = {REPLICATE: copies, SHARD: sizes.data_parallel_size // copies}
+    axes = axes if copies > 1 else {DATA_PARALLEL: sizes.data_parallel_size}
+    axes |= {CONTEXT_PARALLEL: cp} if cp > 1 else {}
+    axes |= {TENSOR_PARALLEL: sizes.tensor_parallel_size}
+    mesh = init_device_mesh(device_type, tuple(axes.values()), mesh_dim_names=tuple(axes))
+    if copies > 1:
+        mesh[REPLICATE, SHARD]._flatten(DATA_PARALLEL)
+    if cp > 1:
+        mesh[SHARD if copies > 1 else DATA_PARALLEL, CONTEXT_PARALLEL]._flatten(WEIGHTS)
     return mesh

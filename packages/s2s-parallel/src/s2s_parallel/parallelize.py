@@ -1,4 +1,4 @@
-"""A model onto its devices: tensor parallel, recomputed, compiled, then sharded. In this order, each by one call."""
+"""A model onto its devices: tensor and context parallel, recomputed, compiled, then sharded, each by one call."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from s2s_parallel.buffers import keep_statistics_alike
 from s2s_parallel.compiled import compile_in_training
 from s2s_parallel.config import ParallelConfig, check_config, check_layout
+from s2s_parallel.context_parallel import apply_context_parallel
 from s2s_parallel.fsdp import data_parallel_mesh, mixed_precision, prefetch, shard_blocks
-from s2s_parallel.mesh import DATA_PARALLEL, TENSOR_PARALLEL
+from s2s_parallel.mesh import CONTEXT_PARALLEL, DATA_PARALLEL, TENSOR_PARALLEL
 from s2s_parallel.parts import ModelParts
 from s2s_parallel.recompute import checkpoint_blocks
 from s2s_parallel.same_weights import check_same_weights
@@ -22,8 +23,8 @@ from s2s_parallel.tensor_parallel import apply_tensor_parallel
 def parallelize(model: nn.Module, parts: ModelParts, mesh: DeviceMesh | None, config: ParallelConfig) -> None:
     """Lay `model` out on `mesh`, in place; None: on one device, or copied by DDP.
 
-    The LLM is tensor parallel and sharded over data parallel processes. The encoder is sharded over all processes:
-    peers of tensor parallelism compute the same there, and a copy each would drift apart.
+    The LLM is tensor parallel, context parallel and sharded over data and context parallel processes. The encoder is
+    sharded over all processes: peers compute the same there, and a copy each would drift apart.
 
     Args:
         model: the whole; its weights have to be the same on all processes.
@@ -32,7 +33,7 @@ def parallelize(model: nn.Module, parts: ModelParts, mesh: DeviceMesh | None, co
         config: how.
 
     Raises:
-        ValueError: a value of `config` means nothing, the LLM can't be tensor parallel, or weights differ.
+        ValueError: a value of `config` means nothing, the LLM can't be shared so, or weights differ.
     """
     check_config(config)
     is_tensor_parallel = mesh is not None and mesh[TENSOR_PARALLEL].size() > 1
@@ -41,6 +42,8 @@ def parallelize(model: nn.Module, parts: ModelParts, mesh: DeviceMesh | None, co
         check_same_weights(model)
     if mesh is not None and is_tensor_parallel:
         apply_tensor_parallel(parts, mesh[TENSOR_PARALLEL], config)
+    if mesh is not None and CONTEXT_PARALLEL in (mesh.mesh_dim_names or ()):
+        apply_context_parallel(parts, mesh[CONTEXT_PARALLEL].get_group(), mesh[TENSOR_PARALLEL].size())
     checkpoint_blocks(parts.layers, config.activation_checkpointing)
     if config.compile:
         for layer in [] if is_tensor_parallel else parts.layers:

@@ -102,9 +102,10 @@ def estimate_speed(
     recomputed = sum(is_recomputed(i, training.parallel) for i in range(work.num_blocks))
     flops = flops_of_step(work, recomputed)
     sizes = layout.sizes
-    compute = (flops.llm + flops.recomputed) / (
-        gpu.peak_flops * constant("llm_efficiency") * sizes.tensor_parallel_size
-    ) + flops.encoder / (gpu.peak_flops * constant("encoder_efficiency"))
+    of_heads = 6 * work.tokens * work.head_params  # context parallel peers compute all of these
+    of_llm = (flops.llm - of_heads + flops.recomputed) / sizes.context_parallel_size + of_heads
+    compute = of_llm / (gpu.peak_flops * constant("llm_efficiency") * sizes.tensor_parallel_size)
+    compute += flops.encoder / (gpu.peak_flops * constant("encoder_efficiency"))
     sent = data_parallel_bytes(parts, training, layout)
     tp, shards = sizes.tensor_parallel_size, sizes.shard_size
     gather = (
@@ -158,7 +159,7 @@ def data_parallel_bytes(parts: Sequence[Part], training: Training, layout: Layou
 def tensor_parallel_bytes(work: Work, training: Training, layout: Layout, num_recomputed_blocks: int) -> float:
     """Bytes that a process sends within blocks: two sums of [B, T, H] forward, two backward, two more if recomputed."""
     sums = 4 * work.num_blocks + 2 * num_recomputed_blocks
-    frames = work.tokens * work.hidden_size * training.compute_bytes
+    frames = work.tokens * work.hidden_size * training.compute_bytes / layout.sizes.context_parallel_size
     return 2 * sums * frames * _ring(layout.sizes.tensor_parallel_size)
 
 

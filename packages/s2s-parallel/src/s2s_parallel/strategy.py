@@ -1,4 +1,4 @@
-"""Lightning's ModelParallelStrategy with copies of the weights as a further axis, and safe checkpoints."""
+"""Lightning's ModelParallelStrategy with context parallelism and copies of the weights, and with safe checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from s2s_parallel.checkpoint_readers import TensorsReader, open_folder
 from s2s_parallel.checkpoint_saver import CheckpointSaver
 from s2s_parallel.distributed_checkpoint import split_checkpoint
 from s2s_parallel.fsdp import release
-from s2s_parallel.mesh import build_mesh, resolve_mesh
+from s2s_parallel.mesh import MeshSizes, build_mesh, resolve_mesh
 from s2s_parallel.optimizer_names import name_state, names_by_group
 from s2s_parallel.sharded_loading import ShardedLoader, model_state
 
@@ -49,6 +49,7 @@ class MeshStrategy(ModelParallelStrategy):
         process_group_backend: by default NCCL for GPUs with gloo for the CPU beside it, or gloo.
         timeout: how long a process waits for the others.
         async_checkpoint: while training, write a folder in the background; it takes host memory for the process's part.
+        context_parallel_size: processes that share the frames of each dialogue; 1: none.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class MeshStrategy(ModelParallelStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
         async_checkpoint: bool = True,
+        context_parallel_size: int = 1,
     ) -> None:
         super().__init__(
             data_parallel_size, tensor_parallel_size, save_distributed_checkpoint, process_group_backend, timeout
         )
-        self._replicate_size = replicate_size
+        self._replicate_size, self._context_parallel_size = replicate_size, context_parallel_size
         self._async_checkpoint = async_checkpoint
         self._is_running = False  # between setup and teardown, which waits for what is saved in the background
         self._saver: CheckpointSaver | None = None
@@ -78,7 +80,7 @@ class MeshStrategy(ModelParallelStrategy):
         Raises:
             ValueError: they don't make up `world_size` processes.
         """
-        resolve_mesh(world_size, self._data_parallel_size, self._tensor_parallel_size, self._replicate_size)
+        self._sizes(world_size)
 
     def setup_environment(self) -> None:
         """Start the process group and lay out the mesh.
@@ -88,9 +90,7 @@ class MeshStrategy(ModelParallelStrategy):
         """
         ParallelStrategy.setup_environment(self)
         self._setup_distributed()
-        sizes = resolve_mesh(
-            self.world_size, self._data_parallel_size, self._tensor_parallel_size, self._replicate_size
-        )
+        sizes = self._sizes(self.world_size)
         self._data_parallel_size, self._tensor_parallel_size = sizes.data_parallel_size, sizes.tensor_parallel_size
         self._device_mesh = build_mesh(sizes, self.root_device.type)
         assert self.lightning_module is not None
@@ -100,6 +100,15 @@ class MeshStrategy(ModelParallelStrategy):
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=self._timeout)
             self._saver = self._make_saver(self._group)
+
+    def _sizes(self, world_size: int) -> MeshSizes:
+        return resolve_mesh(
+            world_size,
+            self._data_parallel_size,
+            self._tensor_parallel_size,
+            self._replicate_size,
+            self._context_parallel_size,
+        )
 
     def setup(self, trainer: Trainer) -> None:
         """Place the model and make its optimizers."""
