@@ -304,7 +304,7 @@ def model_config(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             "encoder": encoder,
             "modality_adapter": conformer(encoder["d_model"], encoder["d_model"], 2, 1),
         },
-        "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-4, "fused": args.device == "cuda"},
+        "optimizer": {"_target_": "s2s_model.adamw.AdamW", "lr": 1e-4},
     }
 
 

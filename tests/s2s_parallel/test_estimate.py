@@ -74,11 +74,12 @@ def test_copies_of_the_weights_halve_the_shards():
 
 
 def test_gathered_weights():
-    # The head with its gradient in float32 (fp32 sums), and one block ahead.
-    assert memory(8, **BF16).gathered == 800 * (2 + 4) + 400 * 2
-    assert memory(4, 2, **BF16).gathered == 400 * (2 + 4) + 200 * 2
+    # The encoder, the head with its gradient in float32 (fp32 sums), and one block ahead.
+    encoder = 248 * 2
+    assert memory(8, **BF16).gathered == encoder + 800 * (2 + 4) + 400 * 2
+    assert memory(4, 2, **BF16).gathered == encoder + 400 * (2 + 4) + 200 * 2
     kept = ParallelConfig(reshard_after_forward=False)
-    assert memory(8, **BF16, parallel=kept).gathered == 800 * (2 + 4) + (1840 + 800) * 2
+    assert memory(8, **BF16, parallel=kept).gathered == encoder + 800 * (2 + 4) + (1840 + 800) * 2
     assert memory(1, **BF16).gathered == 0, "nothing to gather"
     assert memory(1, weight_bytes=4, compute_bytes=2).gathered > 0, "cast weights are a copy too"
 

@@ -9,7 +9,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 
-from s2s_parallel.fsdp import mixed_precision, shard_blocks
+from s2s_parallel import fsdp
+from s2s_parallel.fsdp import groups_of_layers, mixed_precision, shard_blocks
 from s2s_parallel.mesh import build_mesh, resolve_mesh
 
 WORLD_SIZE = 2
@@ -112,3 +113,11 @@ def one_process_checks(rank: int, folder: Path) -> None:
 
 def test_refusals_and_mixed_precision(tmp_path):
     start(one_process_checks, 1, tmp_path)
+
+
+def test_small_layers_are_gathered_together_and_large_ones_alone(monkeypatch):
+    monkeypatch.setattr(fsdp, "GROUP_SIZE", 100)
+    layers = [nn.Linear(7, size, bias=False) for size in (5, 5, 5, 20, 1, 1)]  # 35, 35, 35, 140, 7 and 7 numbers
+    groups = groups_of_layers(layers)
+    assert groups == [layers[:3], layers[3], layers[4:]]
+    assert groups_of_layers([]) == []

@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from s2s_model.weight_tables import WeightTable, fit_in_a_table
+from s2s_parallel.gradients import local_parts
 
 
 class AdamW(torch.optim.AdamW):
     """Computes what torch's fused AdamW does, up to rounding, and keeps the same state: either reads the other's.
 
-    Weights that are on a CPU, sharded, or laid out with gaps are left to torch's. Unlike torch's it leaves the
-    gradients as they are where `grad_scale` divides them.
+    Of sharded weights each process changes its own part, without DTensor's cost of each operation. Weights that are on
+    a CPU or laid out with gaps are left to torch's. Unlike torch's it leaves the gradients as they are where
+    `grad_scale` divides them.
 
     Args:
         params: weights, or groups of them.
@@ -65,6 +67,7 @@ class AdamW(torch.optim.AdamW):
         for index, group in enumerate(self.param_groups):
             lists: list[list[Tensor]] = [[] for _ in range(6)]
             self._init_group(group, *lists)  # type: ignore[no-untyped-call]
+            lists = [local_parts(tensors) for tensors in lists]
             params, gradients, means, squares, _, steps = lists
             if fit_in_a_table(params, gradients, means, squares):
                 self._step_at_once(index, group, (params, gradients, means, squares, steps))

@@ -10,16 +10,19 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from s2s_model.adamw import AdamW
+
 
 def judges_itself(optimizer: Optimizer) -> bool:
     """Whether the optimizer skips a step by a flag on the device, as torch's fused Adam and AdamW do.
 
-    Torch's fused SGD does too, but if it is the first step it leaves a momentum that was never written.
+    Torch's fused SGD does too, but if it is the first step it leaves a momentum that was never written. Of sharded
+    weights only ours does, which looks at each process's own part.
     """
     if not isinstance(optimizer, torch.optim.Adam) or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return False
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return not any(isinstance(parameter, DTensor) for parameter in parameters)
+    return isinstance(optimizer, AdamW) or not any(isinstance(parameter, DTensor) for parameter in parameters)
 
 
 def skip_where(optimizer: Optimizer, bad: Tensor) -> None:

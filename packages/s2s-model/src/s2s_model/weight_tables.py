@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 PIECE = 4096  # numbers that one program of the kernel works on
 ALIGNED = 16  # bytes
@@ -18,8 +17,7 @@ def fit_in_a_table(*lists: Sequence[Tensor]) -> bool:
     if first is None or not first.is_cuda:
         return False
     return all(
-        not isinstance(tensor, DTensor)
-        and tensor.device == first.device
+        tensor.device == first.device
         and tensor.dtype == first.dtype
         and tensor.stride() == of_weight.stride()
         and torch.ops.aten.is_non_overlapping_and_dense(tensor)

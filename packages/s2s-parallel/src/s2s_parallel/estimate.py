@@ -257,13 +257,15 @@ def _gathered(parts: Sequence[Part], training: Training, layout: Layout) -> int:
         trained = sum(part.trained.total for part in parts)
         weights = sum(part.total for part in parts if part.sharding != "whole")
         return (2 * weights if training.autocast else 0) + (trained * training.weight_bytes * training.ddp_buckets)
+    kept = sum(part.total for part in parts if part.sharding == "encoder") * training.compute_bytes
+    kept = kept if layout.sizes.world_size > 1 or training.compute_bytes != training.weight_bytes else 0
     if layout.sizes.shard_size == 1 and training.compute_bytes == training.weight_bytes:
-        return 0
+        return kept
     tp, parallel = layout.sizes.tensor_parallel_size, training.parallel
     llm = [part for part in parts if part.sharding == "llm"]
     blocks = max((p.largest_unit for p in llm if p.name == "llm"), default=0) // tp * training.compute_bytes
     largest = max((p.largest_unit for p in llm), default=0) // tp
     unit = largest * (training.compute_bytes + max(training.compute_bytes, training.reduce_bytes))
     if parallel.reshard_after_forward:
-        return unit + parallel.prefetch_blocks * blocks
-    return unit + sum(part.total for part in llm) // tp * training.compute_bytes
+        return kept + unit + parallel.prefetch_blocks * blocks
+    return kept + unit + sum(part.total for part in llm) // tp * training.compute_bytes

@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from s2s_parallel.mesh import CONTEXT_PARALLEL, DATA_PARALLEL, REPLICATE, SHARD, WEIGHTS
 
-Unit = nn.Module | list[nn.Module]  # a list: modules with tied weights
+Unit = nn.Module | list[nn.Module]  # a list: modules with tied weights, or gathered together
+GROUP_SIZE = 2**25  # numbers: 64 MiB in bf16, which a collective moves at full speed
 _RESHARDS = "_s2s_reshards_after_forward"  # where `gather` keeps what `release` puts back
 
 
@@ -58,8 +59,9 @@ def shard_blocks(
     Args:
         module: changed in place and returned. Its weights must be the same on every process.
         blocks: submodules of `module` that are called as modules, most often the transformer layers, in the order in
-            which they run; modules that share a weight, such as an embedding and its head, are a list. A block inside
-            another one comes before it. One that is sharded already is left as it is.
+            which they run; modules that share a weight, such as an embedding and its head, are a list, as are layers
+            that are gathered together. A block inside another one comes before it. One that is sharded already is left
+            as it is.
         kept: more such blocks, with which backward begins: their gathered weights aren't freed before it.
         mesh: a mesh with the axis `data_parallel` (Lightning's `device_mesh`, or `mesh.build_mesh`).
         policy: dtypes of computation and gradient reduction; None computes in the weights' own dtype. What `module`
@@ -97,6 +99,19 @@ def prefetch(blocks: Sequence[nn.Module], num_ahead: int) -> None:
     for index, unit in enumerate(units):
         unit.set_modules_to_forward_prefetch(units[index + 1 : index + 1 + num_ahead])
         unit.set_modules_to_backward_prefetch(units[max(index - num_ahead, 0) : index][::-1])
+
+
+def groups_of_layers(layers: Sequence[nn.Module]) -> list[Unit]:
+    """Consecutive layers in groups of `GROUP_SIZE` parameters or more, to be gathered together; larger ones alone."""
+    groups: list[list[nn.Module]] = []
+    room = 0
+    for layer in layers:
+        if room <= 0:
+            groups.append([])
+            room = GROUP_SIZE
+        groups[-1].append(layer)
+        room -= sum(parameter.numel() for parameter in layer.parameters())
+    return [group[0] if len(group) == 1 else group for group in groups]
 
 
 @contextmanager

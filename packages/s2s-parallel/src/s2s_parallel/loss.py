@@ -57,12 +57,13 @@ class _SharedCrossEntropy(torch.autograd.Function):
         begin = group.rank() * -(-width // group.size())  # as torch.chunk has it
         segments = _segments(begin, logits.shape[1], num_classes)
         scaled = logits.float()
-        top_NK = torch.full(labels_NK.shape, -torch.inf, device=logits.device)
+        # Lightning's bf16-true makes bf16 the default dtype of a step
+        top_NK = torch.full(labels_NK.shape, -torch.inf, dtype=torch.float32, device=logits.device)
         for k, columns in segments:
             top_NK[:, k] = scaled[:, columns].amax(1)
         top_NK = funcol.wait_tensor(funcol.all_reduce(top_NK, "max", group))
         exps = torch.empty_like(scaled)
-        sums_2NK = torch.zeros(2, *labels_NK.shape, device=logits.device)
+        sums_2NK = torch.zeros(2, *labels_NK.shape, dtype=torch.float32, device=logits.device)
         places_NK = labels_NK + torch.arange(labels_NK.shape[1], device=labels_NK.device) * num_classes - begin
         mine_NK = (places_NK >= 0) & (places_NK < logits.shape[1])
         places_NK = torch.where(mine_NK, places_NK, 0)

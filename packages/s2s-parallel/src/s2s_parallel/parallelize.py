@@ -12,7 +12,7 @@ from s2s_parallel.buffers import keep_statistics_alike
 from s2s_parallel.compiled import compile_in_training
 from s2s_parallel.config import ParallelConfig, check_config, check_layout
 from s2s_parallel.context_parallel import apply_context_parallel
-from s2s_parallel.fsdp import data_parallel_mesh, mixed_precision, prefetch, shard_blocks
+from s2s_parallel.fsdp import data_parallel_mesh, groups_of_layers, mixed_precision, prefetch, shard_blocks
 from s2s_parallel.mesh import CONTEXT_PARALLEL, DATA_PARALLEL, TENSOR_PARALLEL
 from s2s_parallel.parts import ModelParts
 from s2s_parallel.recompute import checkpoint_blocks
@@ -65,7 +65,8 @@ def _shard(model: nn.Module, parts: ModelParts, mesh: DeviceMesh, config: Parall
     world_size = torch.distributed.get_world_size()
     if world_size > 1 or needed:
         everyone = init_device_mesh(mesh.device_type, (world_size,), mesh_dim_names=(DATA_PARALLEL,))
-        shard_blocks(parts.encoder, parts.encoder_layers, everyone, **options)
+        # Its layers are small and have many parameters: gathered once a step, several at a time.
+        shard_blocks(parts.encoder, [], everyone, kept=groups_of_layers(parts.encoder_layers), **options)
     if data_parallel_mesh(mesh).size() > 1 or needed:
         tables = _tied([*parts.embeddings, *parts.heads])
         # Backward begins with heads and last norm: gathered weights of theirs wait for it.
