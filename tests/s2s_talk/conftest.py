@@ -18,7 +18,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="package")
 def talker(model: Any) -> Talker:
     """One for all tests: each has it for itself, and a server clears it first."""
-    return Talker(model, PATIENT.max_sessions, PATIENT.max_duration_s)
+    return Talker(model, 3, PATIENT.max_duration_s)
 
 
 @pytest.fixture

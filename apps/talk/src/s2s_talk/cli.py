@@ -40,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="serve the page"))
+    _add_say(commands.add_parser("say", help="play a recording to the model and store its answer"))
+    _add_load(commands.add_parser("load", help="try how many conversations a server on this machine holds"))
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of every error")
     return parser
@@ -66,10 +68,32 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     )
     serve.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     serve.add_argument("--dtype", help="bring all weights to bfloat16, float16 or float32 (default: as exported)")
-    serve.add_argument("--threads", metavar="N", type=int, help="of torch on the CPU (default: as many as cores)")
+    serve.add_argument("--threads", metavar="N", type=int, help="of torch on the CPU (default: half the cores)")
     serve.add_argument("--compile", action="store_true", help="faster on a GPU; starting takes longer")
     serve.add_argument("--allow-remote", action="store_true", help="let --host be reachable from other machines")
     serve.set_defaults(run_command=run_serve)
+
+
+def _add_say(say: argparse.ArgumentParser) -> None:
+    say.add_argument("url", metavar="URL", help="the page's address, as serve printed it")
+    say.add_argument("question", metavar="QUESTION", type=Path, help="a recording of the user, any format and rate")
+    say.add_argument(
+        "answer", metavar="ANSWER", type=Path, help="the wav to write; texts and frames go beside it (.json)"
+    )
+    say.add_argument(
+        "--tail", metavar="SECONDS", type=float, default=3.0, help="silence behind it (default: %(default)s)"
+    )
+    say.set_defaults(run_command=run_say)
+
+
+def _add_load(load: argparse.ArgumentParser) -> None:
+    load.add_argument("url", metavar="URL", help="the page's address, on this machine")
+    load.add_argument("--sessions", metavar="N", type=int, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
+    load.add_argument("--seconds", type=float, default=20.0, help="of each round (default: %(default)s)")
+    load.add_argument("--wav", metavar="FILE", type=Path, help="what the users say, over and over (default: noise)")
+    load.add_argument("--rubbish", action="store_true", help="each round again, beside users who behave badly")
+    load.add_argument("--out", metavar="FILE", type=Path, help="write all figures as JSON")
+    load.set_defaults(run_command=run_load)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,6 +125,20 @@ def run_serve(args: argparse.Namespace) -> int:
         talker = worker.submit(open_talker, model, limits).result()
         asyncio.run(serve(talker, limits, worker, host=args.host, port=args.port, allow_remote=args.allow_remote))
     return 0
+
+
+def run_say(args: argparse.Namespace) -> int:
+    """Play a recording; return the exit code."""
+    from s2s_talk.say import SayArgs, say
+
+    return say(SayArgs(args.url, args.question, args.answer, args.tail))
+
+
+def run_load(args: argparse.Namespace) -> int:
+    """Load the server; return the exit code: 1 if users who behave badly were felt."""
+    from s2s_talk.load import LoadArgs, load
+
+    return load(LoadArgs(args.url, tuple(args.sessions), args.seconds, args.wav, args.rubbish, args.out))
 
 
 def _limits(args: argparse.Namespace) -> Limits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ class ModelArgs:
     device: str = "cpu"
     dtype: str | None = None  # None: as it was saved
     compile: bool = False  # make each frame faster on a GPU; starting takes longer
-    num_threads: int | None = None  # of torch on the CPU; None: as many as cores
+    num_threads: int | None = None  # of torch on the CPU; None: half the cores
 
 
 def check_export(folder: Path) -> None:
@@ -52,8 +53,9 @@ def open_talker(args: ModelArgs, limits: Limits) -> Talker:
 
     print(f"loading {args.folder} ...", flush=True)
     _check_device(args.device)
-    if args.num_threads is not None:
-        torch.set_num_threads(args.num_threads)
+    # The page and the server need a core too, and threads that wait for one another get slow: on two cores beside a
+    # busy program a tick of the demo took 67 ms with one thread and 1.4 s with two.
+    torch.set_num_threads(args.num_threads or max((os.cpu_count() or 1) // 2, 1))
     model = DuplexS2SModel.from_pretrained(args.folder, device=args.device, dtype=args.dtype)
     try:
         talker = Talker(model, limits.max_sessions, limits.max_duration_s, compile=args.compile)

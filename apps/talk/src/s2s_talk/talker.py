@@ -47,9 +47,8 @@ class Talker:
     nothing but the clock: each row of the batch has its own state, `reset` clears one alone, and what is pushed is made
     of 16-bit integers (protocol.py), so no user can bring in a NaN, for which the session would refuse all rows.
 
-    Empty places hear silence. On a CPU they begin anew with each tick, since a codec decodes a stream's first frame
-    alone and later ones with all that its window holds; on a GPU only when they are full, since a step of streams
-    that have all lasted longer than the window is one CUDA graph.
+    Empty places hear silence, and begin anew only when they are full: streams that have all lasted longer than the
+    codec's window are decoded together, on a GPU by one CUDA graph.
 
     All methods but `__init__` belong to one thread.
 
@@ -72,7 +71,6 @@ class Talker:
             frame_length_s=model.frame_length_s,
         )
         self._silence_S = np.zeros(self.format.source_samples_per_frame, dtype=np.float32)
-        self._num_rests = 1 if model.device.type == "cpu" else self.max_frames
         self._ages = [0] * num_places  # frames since each place began
         self._session.reset([0])  # an LLM with a recurrent state refuses that for one of several
 
@@ -84,7 +82,7 @@ class Talker:
         Places that aren't in `frames` are empty. Those in `begins` have a new user.
         """
         places = range(self._num_places)
-        empty = {p for p in places if p not in frames and self._ages[p] >= self._num_rests}
+        empty = {p for p in places if p not in frames and self._ages[p] >= self.max_frames}
         if anew := sorted(empty | begins):
             self._session.reset(anew)
         for place in places:

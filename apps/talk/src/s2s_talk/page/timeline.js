@@ -1,7 +1,7 @@
 // One column a frame: what was heard of the user, the agent's text token, the agent's speech.
 import { byId, el } from "./elements.js";
 
-const MOST_FRAMES = 750; // a minute
+const MOST_FRAMES = 375; // half a minute
 const FRAMES_PER_SECOND = 12.5;
 const [QUIETEST_DB, LOUDEST_DB] = [-60, -10];
 

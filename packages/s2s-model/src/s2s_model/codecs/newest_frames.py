@@ -2,7 +2,8 @@
 
 A live session decodes one frame at a time, and each depends on frames before it: eleven, for the demo's codec. But the
 layers at the rate of samples, where most of the work is, look back a few samples only. Here each layer computes what
-the layers behind it need. Of twelve frames the newest took 77 ms on one core when all were decoded, and takes 31 ms, and 35 ms with another stream beside it.
+the layers behind it need. The newest of twelve frames took 77 ms on one core when all were decoded, and takes 31 ms;
+a second stream beside it takes 4 ms more.
 
 Shapes: `B` batch, `S` samples, `T` frames, `D` latents of a frame, `X` steps at the rate of a layer.
 """
