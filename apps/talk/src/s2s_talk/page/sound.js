@@ -10,7 +10,9 @@ export async function openMicrophone(deviceId, cancelEcho) {
     throw new Error("Browsers give a page the microphone on https or localhost only: open this page as http://localhost.");
   }
   const device = deviceId ? { deviceId: { exact: deviceId } } : {};
-  const audio = { channelCount: 1, echoCancellation: cancelEcho, noiseSuppression: cancelEcho, ...device };
+  // without echo nothing is changed in what the microphone hears: a model may have learned from such audio alone
+  const changes = { echoCancellation: cancelEcho, noiseSuppression: cancelEcho, autoGainControl: cancelEcho };
+  const audio = { channelCount: 1, ...changes, ...device };
   try {
     return await navigator.mediaDevices.getUserMedia({ audio });
   } catch (error) {
