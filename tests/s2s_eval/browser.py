@@ -103,13 +103,13 @@ class Browser:
 
 
 @contextmanager
-def chromium(profile: Path) -> Iterator[Browser]:
-    """Start Chromium with an own profile and end it afterwards."""
+def chromium(profile: Path, *flags: str) -> Iterator[Browser]:
+    """Start Chromium with an own profile and these flags beside the usual ones, and end it afterwards."""
     to_browser, to_us = os.pipe(), os.pipe()
     # a shell puts the pipes where Chromium wants them
     command = f'exec "$@" 3<&{to_browser[0]} 4>&{to_us[1]}'
     process = subprocess.Popen(
-        ["bash", "-c", command, "bash", str(CHROMIUM), *FLAGS.split(), f"--user-data-dir={profile}"],
+        ["bash", "-c", command, "bash", str(CHROMIUM), *FLAGS.split(), *flags, f"--user-data-dir={profile}"],
         pass_fds=(to_browser[0], to_us[1]),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -292,6 +292,18 @@ def test_windows_decoded_with_their_context_are_the_whole(codecs, kind):
         assert not torch.equal(short_BS, pieces_BS)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "demo"])
+@pytest.mark.parametrize(("num_frames", "newest"), [(20, 1), (20, 3), (20, 20), (5, 1), (2, 2), (1, 1)])
+def test_the_newest_frames_alone_are_the_end_of_the_whole(codecs, kind, num_frames, newest):
+    codec = codecs[kind]
+    shape = (2, num_frames, codec.num_codebooks)
+    codes_BTK = torch.randint(codec.codebook_size, shape, generator=torch.Generator().manual_seed(0))
+    whole_BS, _ = codec.decode(codes_BTK, torch.full((2,), num_frames))
+    expected = whole_BS[:, -newest * codec.samples_per_frame :]
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(codec.decode_newest(codes_BTK, newest), expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["mimi", "encodec"])
 def test_a_decoder_that_remembers_without_end_says_so(codecs, kind):
     left, right, exact = decode_context(codecs[kind], 12)

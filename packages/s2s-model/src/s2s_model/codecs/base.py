@@ -109,6 +109,24 @@ class AudioCodec(ABC):
         valid_BS = valid_BT.repeat_interleave(self.samples_per_frame, dim=1)
         return audio_BS.where(valid_BS, 0.0), frames_B * self.samples_per_frame
 
+    @torch.no_grad()
+    def decode_newest(self, codes_BTK: Tensor, num_frames: int) -> Tensor:
+        """The end of what `decode` gives: audio [B, num_frames * samples_per_frame] of codes [B, T, K], all valid.
+
+        The codec has to be on the codes' device already, and nothing waits for that device.
+        """
+        B, T = codes_BTK.shape[:2]
+        with float32_only(codes_BTK.device.type):
+            audio_BS = self._decode_newest(codes_BTK.transpose(1, 2), num_frames)
+            if audio_BS is None:
+                audio_BS = self._decode(codes_BTK.transpose(1, 2), torch.full((B,), T, device=codes_BTK.device))
+                audio_BS = pad(audio_BS, (0, T * self.samples_per_frame - audio_BS.shape[1]))
+        return audio_BS[:, -num_frames * self.samples_per_frame :]
+
+    def _decode_newest(self, codes_BKT: Tensor, num_frames: int) -> Tensor | None:
+        """Audio of the last frames alone, where a codec can do that for less than all; else None."""
+        return None
+
     def silence_codes(self) -> Tensor:
         """The codes [K] of the middle frame of a silent second, on the codec's device."""
         device = self.device

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from s2s_model.codecs.base import AudioCodec, float32_only
 from s2s_model.codecs.hifigan_coding import HiFiGANCoding, check_float16, hifigan_coding
+from s2s_model.codecs.newest_frames import NewestFrames, newest_frames
 from s2s_model.nemo_file import hush_nemo, load_nemo
 from s2s_model.targets import check_targets
 
@@ -53,6 +54,8 @@ class NemoCodec(AudioCodec):
         model.discriminator = None  # only its own training needs it
         self._key, self._precision = key, precision
         self._coding: HiFiGANCoding | None = None
+        self._newest: NewestFrames | None = None  # made when first asked for
+        self._newest_is_known = False
         self._prepared_on = torch.device("cpu")  # where nothing is prepared
         if precision == "float16":
             check_float16(model, key)
@@ -102,6 +105,17 @@ class NemoCodec(AudioCodec):
             return self._coding.decode(codes_BKT, frames_B)
         audio_BS: Tensor = self._model.decode(tokens=codes_BKT, tokens_len=frames_B)[0]
         return audio_BS
+
+    def _decode_newest(self, codes_BKT: Tensor, num_frames: int) -> Tensor | None:
+        """On the CPU alone: a GPU has more to do than it can do at once only with many streams."""
+        if codes_BKT.device.type != "cpu":
+            return None
+        if not self._newest_is_known:
+            self._newest, self._newest_is_known = newest_frames(self._model.audio_decoder), True
+        if self._newest is None:
+            return None
+        frames_B = torch.full((len(codes_BKT),), codes_BKT.shape[2])
+        return self._newest(self._model.dequantize(tokens=codes_BKT, tokens_len=frames_B), num_frames)
 
     def _move_to(self, device: torch.device) -> None:
         if self.device == self._prepared_on == device:

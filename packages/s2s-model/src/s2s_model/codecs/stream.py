@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from s2s_model.codecs.base import AudioCodec, float32_only
+from s2s_model.codecs.base import AudioCodec
 from s2s_model.codecs.context import decode_context
 from s2s_model.cuda_graphs import WARM_UP, GraphedFunction
 
@@ -30,7 +29,6 @@ class CodecStream:
         self._size = codec.samples_per_frame
         self._width = self._left + 1 + self.lookahead_frames  # W, what a frame is decoded with
         self._codes_BWK = torch.zeros(batch_size, self._width, codec.num_codebooks, dtype=torch.long, device=device)
-        self._full_B = torch.full((batch_size,), self._width, device=device)
         self._audio_BR = torch.zeros(batch_size, self._size, device=device, dtype=torch.float32)
         self._num_heard = [0] * batch_size  # frames of each stream
         self._advance = GraphedFunction(self._decode_frame, device)
@@ -74,10 +72,8 @@ class CodecStream:
     def _decode_frame(self, codes_B1K: Tensor) -> None:
         """Decode the frame that waited for this one, in the middle of a full window."""
         codes_BWK = torch.cat([self._codes_BWK[:, 1:], codes_B1K], dim=1)
-        with float32_only(codes_BWK.device.type):  # as `decode`, whose masking of padding waits for the device
-            audio_BS = self._codec._decode(codes_BWK.transpose(1, 2), self._full_B)
-        audio_BS = pad(audio_BS, (0, self._width * self._size - audio_BS.shape[1]))
-        self._audio_BR.copy_(audio_BS[:, self._left * self._size : (self._left + 1) * self._size])
+        audio_BS = self._codec.decode_newest(codes_BWK, 1 + self.lookahead_frames)
+        self._audio_BR.copy_(audio_BS[:, : self._size])
         self._codes_BWK.copy_(codes_BWK)
 
     def _decode(self, held_BLK: Tensor, num_new: int) -> Tensor:
@@ -87,10 +83,10 @@ class CodecStream:
         wanted = num_new or self.lookahead_frames
         audio_BR = torch.zeros(len(held_BLK), wanted * size, dtype=torch.float32, device=held_BLK.device)
         for available, rows in self._rows_by_length(held).items():
-            codes = held_BLK[rows, held - available :]
-            lens = torch.full((len(rows),), available, device=codes.device)
-            audio, _ = self._codec.decode(codes, lens)
-            end = available * size - (self.lookahead_frames * size if num_new else 0)
+            ahead = self.lookahead_frames if num_new else 0
+            newest = min(wanted + ahead, available)
+            audio = self._codec.decode_newest(held_BLK[rows, held - available :], newest)
+            end = (newest - ahead) * size
             begin = max(end - wanted * size, 0)
             if end > begin:
                 audio_BR[rows, wanted * size - (end - begin) :] = audio[:, begin:end]
