@@ -15,7 +15,7 @@ from s2s_parallel.mesh import MeshSizes, build_mesh
 from s2s_parallel.parallelize import parallelize
 from s2s_parallel.registry import FamilySpec, Style, register_family
 from tests.s2s_model import families
-from tests.s2s_model.builders import make_codec
+from tests.s2s_model.builders import make_codec, perception
 from tests.s2s_model.families import make_family
 from tests.s2s_model.parallel_checks import (
     FAMILIES,
@@ -81,6 +81,9 @@ CP2 = MeshSizes(1, context_parallel_size=2)
         pytest.param(DP2, {"cpu_offload": True}, {}, id="offloaded"),
         pytest.param(MeshSizes(4, 1, replicate_size=2), {}, {}, id="two copies of two shards"),
         pytest.param(MeshSizes(2, 2, replicate_size=2), {}, {}, id="two copies of two shares"),
+        pytest.param(
+            DP2, {}, {"perception": perception() | {"activation_checkpointing": True}}, id="encoder recomputed"
+        ),
         pytest.param(MeshSizes(1, 2, 1, 2), {}, {}, id="shared frames of two shares"),
         pytest.param(MeshSizes(2, 1, 2, 2), {}, {}, id="two copies, each of two shares of frames"),
         pytest.param(MeshSizes(1, 1, 1, 4), {"activation_checkpointing": "full"}, {}, id="four shares, recomputed"),

@@ -11,7 +11,7 @@ layers. Shapes: `B` batch, `T` frames, `H` hidden; queries, keys and values are 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -112,7 +112,7 @@ def _body(group: ProcessGroup, multiple: int, forward: Callable[..., Any], *args
 
 
 @contextmanager
-def _shared(group: ProcessGroup) -> Any:
+def _shared(group: ProcessGroup) -> Iterator[None]:
     token = _sharing.set(group)
     try:
         yield
