@@ -28,7 +28,7 @@ hundredth or more (`test_a_wrong_plan_is_seen` in `tests/s2s_model/test_parallel
 
 \\* Fewer key heads than processes: run with `parallel.uneven_heads=gather`; the default refuses.
 
-torch {torch}, transformers {transformers}. Shares of FSDP2 are the same sums in the same order: no difference at all.
+torch {torch}, transformers {transformers}.
 """
 
 

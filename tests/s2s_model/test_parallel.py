@@ -10,6 +10,7 @@ import torch
 from s2s_model.dtypes import default_dtype
 from s2s_parallel import context_parallel, registry
 from s2s_parallel.config import ParallelConfig
+from s2s_parallel.context_parallel import check_context_parallel
 from s2s_parallel.fsdp import gathered
 from s2s_parallel.mesh import MeshSizes, build_mesh
 from s2s_parallel.parallelize import parallelize
@@ -183,14 +184,29 @@ def refuses_frames(rank, model):
     return str(caught.value)
 
 
-def test_layers_that_see_frames_in_another_way_refuse_to_share_them(of_family, tmp_path):
-    config = families.of_llama_shape("OlmoHybridConfig", num_hidden_layers=4, num_key_value_heads=4)
-    for told in run_on_ranks(refuses_frames, tmp_path, of_family(config)):
-        assert "layer 0 has no attention by transformers' registry in OlmoHybridModel (olmo_hybrid)" in told
-    flex = of_family("llama-3", attn_implementation="flex_attention")
-    for told in run_on_ranks(refuses_frames, tmp_path, flex):
+def test_layers_that_see_frames_in_another_way_refuse_to_share_them(of_family, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    hybrid = of_family(families.of_llama_shape("OlmoHybridConfig", num_hidden_layers=4, num_key_value_heads=4))
+    for told in run_on_ranks(refuses_frames, tmp_path, hybrid):
+        assert "olmo_hybrid LLMs aren't known to share frames, as apertus, cohere," in told
+        assert "register the family with context_parallel=True" in told
+    register_family("olmo_hybrid", FamilySpec(context_parallel=True))  # which isn't so
+    for told in run_on_ranks(refuses_frames, tmp_path, hybrid):
+        assert "layer 0 of OlmoHybridModel has 0 attentions by transformers' registry" in told
+    for told in run_on_ranks(refuses_frames, tmp_path, of_family("llama-3", attn_implementation="flex_attention")):
         assert "model.attn_implementation is flex_attention" in told
         assert "use sdpa or eager" in told
+
+
+def test_rotary_frequencies_that_follow_the_length_refuse_to_share_frames():
+    config = FAMILIES["phi3"]()
+    check_context_parallel(config)
+    config.rope_parameters = {
+        "full_attention": {"rope_type": "longrope"},
+        "sliding_attention": {"rope_type": "default"},
+    }
+    with pytest.raises(ValueError, match=r"follow the length \(rope_type longrope\), of which a process would see"):
+        check_context_parallel(config)
 
 
 def test_a_wrong_plan_is_seen(of_family, tmp_path, monkeypatch):

@@ -43,8 +43,11 @@ def test_context_parallel_peers_share_dialogues_and_weights():
     with pytest.raises(ValueError, match=r"\(3\) × context_parallel_size \(2\) × .* is 12, but the run has 8") as told:
         resolve_mesh(8, 3, 2, context_parallel_size=2)
     assert "use data_parallel_size=4 with tensor_parallel_size=1 or data_parallel_size=2" in str(told.value)
-    with pytest.raises(ValueError, match="context_parallel_size is 0"):
-        resolve_mesh(2, context_parallel_size=0)
+    for size in (0, "auto", True):
+        with pytest.raises(
+            ValueError, match=rf"context_parallel_size is {size}: use 1 or more \(1 disables the axis\)$"
+        ):
+            resolve_mesh(2, context_parallel_size=size)
 
 
 @pytest.mark.parametrize(("dp", "tp", "name"), [(0, 1, "data_parallel_size"), (2, 0, "tensor_parallel_size")])

@@ -69,6 +69,14 @@ def test_what_the_user_can_mend_is_said_in_one_line(arguments, told, tmp_path, c
     assert said.count("\n") == 1, said
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"), [("answer", "give a name that ends in .wav"), ("nowhere/answer.wav", "there is no folder")]
+)
+def test_an_answer_that_could_not_be_written_is_told_before_the_conversation(answer, told, tmp_path, capsys):
+    assert main(["say", "http://localhost:1/", "question.wav", str(tmp_path / answer)]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_device_that_is_not_there_is_named(exported, capsys):
     assert main(["serve", str(exported), "--device", "cuda:7"]) == 2
     assert "--device cuda:7 can't be used here" in capsys.readouterr().err

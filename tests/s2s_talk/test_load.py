@@ -50,8 +50,8 @@ def test_a_load_test_counts_and_bad_users_are_sent_away(talker, tmp_path, capsys
         assert figures["frames_sent"] == 50
         assert figures["sent_away"] == []
         assert figures["lag_ms"]["p50"] <= figures["lag_ms"]["max"]
-    assert {"rubbish: as expected", "too fast: as expected", "vanished: as expected"} <= beside["beside"].keys()
-    assert all(outcome.endswith("as expected") for outcome in beside["beside"])
+    assert {"rubbish: as expected", "too fast: as expected", "vanished: gone"} <= beside["beside"].keys()
+    assert all(outcome.endswith((": as expected", ": gone")) for outcome in beside["beside"])
     assert "beside" in capsys.readouterr().out
 
 

@@ -1,9 +1,13 @@
 """What may be said to the server, how late and early frames are taken, and who may reach it."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
+from s2s_talk import guest
 from s2s_talk.addresses import check_host, is_loopback, why_not_host, why_not_origin
+from s2s_talk.guest import Guest
 from s2s_talk.inbox import Inbox
 from s2s_talk.pace import NUM_TICKS, TOLD_EVERY_S, Pace
 from s2s_talk.protocol import Code, Format, Limits, Refused, bytes_of_frame, check_stop, frame_of_bytes
@@ -118,3 +122,16 @@ def test_a_page_of_elsewhere_may_not_use_the_socket(origin):
     assert why_not_origin(origin, "localhost:8765")
     assert why_not_origin("http://localhost:8765", "localhost:8765") is None
     assert why_not_origin("https://talk.example", "talk.example") is None
+
+
+def test_a_conversation_that_is_over_ends_though_its_answers_are_not_read(monkeypatch):
+    monkeypatch.setattr(guest, "LAST_ANSWERS_S", 0.01)
+    why = Refused(Code.OVER, "it has lasted long enough")
+
+    async def nobody_reads() -> Refused:
+        one = Guest(FORM, Limits(), 0.0)
+        one.tell({"type": "notice"})
+        one.end_after_answers(why)
+        return await one.ended
+
+    assert asyncio.run(nobody_reads()) is why

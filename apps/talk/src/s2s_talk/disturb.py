@@ -24,6 +24,8 @@ RUBBISH: tuple[bytes | str, ...] = (
     "[" * 100,
 )
 SOME_FRAMES = 5
+UNJUDGED = ": gone"  # of whom nothing can be seen from here
+AS_EXPECTED = ": as expected"
 DRAIN_S = 1.0  # in which one who reads again gets what waited
 
 Bad = Callable[[str], Awaitable[str]]
@@ -55,7 +57,7 @@ async def vanished(url: str) -> str:
         connection = ws._response.connection  # no public way is this rude
         if connection is not None and connection.transport is not None:
             connection.transport.abort()
-    return "vanished: as expected"
+    return f"vanished{UNJUDGED}"
 
 
 async def silent(url: str) -> str:
@@ -83,7 +85,7 @@ async def deaf(url: str) -> str:
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):
                 return _as_expected({await _end(ws)}, {Code.SLOW, 1006}, "deaf")
-    return "deaf: as expected"  # what it left unread found room in the system's buffers
+    return f"deaf{UNJUDGED}"  # what it left unread found room in the system's buffers
 
 
 LANES: tuple[tuple[Bad, ...], ...] = ((rubbish, too_fast, vanished), (deaf, silent))  # those of one come in turn
@@ -123,4 +125,4 @@ async def _end(ws: aiohttp.ClientWebSocketResponse) -> int:
 
 
 def _as_expected(ends: set[int], expected: set[int], name: str) -> str:
-    return f"{name}: as expected" if ends <= expected else f"{name}: closed with {sorted(ends)}"
+    return f"{name}{AS_EXPECTED}" if ends <= expected else f"{name}: closed with {sorted(ends)}"

@@ -8,6 +8,8 @@ from s2s_talk.inbox import Inbox, Taken
 from s2s_talk.protocol import Code, Format, Limits, Refused, bytes_of_frame
 from s2s_talk.talker import Answer
 
+LAST_ANSWERS_S = 5.0  # for what is unread when a conversation is as long as it may be
+
 
 class Guest:
     """A conversation as the hall sees it; the socket's side is visit.py.
@@ -36,8 +38,9 @@ class Guest:
             self.ended.set_result(why)
 
     def end_after_answers(self, why: Refused) -> None:
-        """End the conversation when all answers are sent."""
+        """End the conversation when all answers are sent, or a little later if they aren't read."""
         self._outbox.put_nowait(why)
+        asyncio.get_running_loop().call_later(LAST_ANSWERS_S, self.end, why)
 
     async def next_message(self) -> str | bytes:
         """Return what is to be sent next, once there is something.

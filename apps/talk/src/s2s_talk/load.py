@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from s2s_talk.addresses import is_loopback
-from s2s_talk.disturb import LANES, disturb
+from s2s_talk.disturb import AS_EXPECTED, LANES, UNJUDGED, disturb
 from s2s_talk.load_figures import Round
 from s2s_talk.user import Audio, connected, talk, was_sent_away
 from s2s_talk.wav import noise_audio, repeated, wav_audio
@@ -121,7 +121,7 @@ async def _round_beside_bad_users(args: LoadArgs, audio: Audio | None, number: i
     with suppress(asyncio.CancelledError):
         await bad
     figures = measured.figures()
-    unexpected = [outcome for outcome in outcomes if not outcome.endswith("as expected")]
+    unexpected = [outcome for outcome in outcomes if not outcome.endswith((AS_EXPECTED, UNJUDGED))]
     is_fine = not unexpected and not figures["sent_away"] and (measured.is_held or not held_alone)
     return {**figures, "beside": dict(outcomes), "as_expected": is_fine}
 

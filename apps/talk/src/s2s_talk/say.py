@@ -27,8 +27,12 @@ def say(args: SayArgs) -> int:
     The answer begins when the question does: frame for frame it is what the agent said meanwhile.
 
     Raises:
-        ValueError, OSError: no such server, or no such recording.
+        ValueError, OSError: no such server, no such recording, or no place for the answer.
     """
+    if args.answer.suffix.lower() != ".wav":
+        raise ValueError(f"{args.answer}: the answer is written as a wav, give a name that ends in .wav")
+    if not args.answer.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{args.answer}: there is no folder {args.answer.absolute().parent}, make it first")
     answers = asyncio.run(talk(args.url, wav_audio(args.question, args.tail_s)))
     for notice in answers.notices:
         print(f"notice: {notice}", file=sys.stderr)

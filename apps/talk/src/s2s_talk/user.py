@@ -89,6 +89,8 @@ async def talk(url: str, audio: Audio) -> Answers:
         if answers.error:
             return answers
         hello = answers.hello
+        if not hello:
+            raise ValueError(f"{url} didn't greet: is hatch run talk:serve running there?")
         if hello["version"] != VERSION:
             raise ValueError(
                 f"{url} speaks version {hello['version']} of the protocol, not {VERSION}: use its own s2s_talk"

@@ -41,7 +41,7 @@ def _check_sharing(parts: ModelParts, mesh: Mapping[str, Any], uneven_heads: str
     if isinstance(size, int):
         check_sizes(parts.config, size, uneven_heads)
     if mesh.get("context_parallel_size", 1) != 1:
-        check_context_parallel(parts.body, parts.layers, parts.config)
+        check_context_parallel(parts.config)
 
 
 def build_scorers(cfg: AppConfig, folder: RunFolder) -> list[Callback]:

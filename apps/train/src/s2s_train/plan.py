@@ -16,6 +16,7 @@ from s2s_model.sizes import NetworkSizes, codec_sizes, measure_network
 from s2s_model.unloaded import CodecSizes
 from s2s_model.weights import check_dtype
 from s2s_parallel.config import ParallelConfig
+from s2s_parallel.context_parallel import check_context_parallel
 from s2s_parallel.estimate import Layout, Memory, Training, all_layouts, estimate_memory, fits
 from s2s_parallel.gpus import Gpu, find_gpu
 from s2s_parallel.mesh import MeshSizes, resolve_mesh
@@ -217,9 +218,11 @@ def _batch_size(data: TrainDataConfig, duration_s: float) -> tuple[int, str]:
 def _refusal(layout: Layout, sizes: NetworkSizes, parallel: ParallelConfig) -> str | None:
     """Why the LLM can't be shared so, where its config tells."""
     tp, config = layout.sizes.tensor_parallel_size, sizes.llm_config
-    if tp == 1:
-        return None
     try:
+        if layout.sizes.context_parallel_size > 1:
+            check_context_parallel(config)
+        if tp == 1:
+            return None
         plan_for(config)
         check_sizes(config, tp, parallel.uneven_heads)
     except ValueError as error:

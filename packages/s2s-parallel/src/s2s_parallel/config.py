@@ -23,7 +23,7 @@ class ParallelConfig:
     cuda_graphs: bool = False  # on one GPU: replay a step's kernels by one launch each way, for each size of batch
     param_dtype: str | None = None  # what FSDP computes in, e.g. bfloat16 over float32 weights; null: the weights' own
     reduce_dtype: str | None = "float32"  # what FSDP adds up gradients in; null: that of the gradients
-    reshard_after_forward: bool = True  # free a block's gathered weights until backward: less memory, gathered twice
+    reshard_after_forward: bool = True  # free the LLM's gathered blocks until backward: less memory, gathered twice
     prefetch_blocks: int = 1  # blocks that FSDP gathers ahead of their turn
     cpu_offload: bool = False  # keep weights, gradients and optimizer in host memory: slow, for what doesn't fit
 

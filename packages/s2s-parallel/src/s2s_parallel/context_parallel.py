@@ -4,8 +4,10 @@ Each peer runs the LLM's layers on its share of the frames, and only its attenti
 gathered, once a layer (as in Llama 3's training, arXiv 2407.21783, section 3.3.2). Encoder, embeddings, heads and
 losses see all frames on every peer, as they do on tensor parallel peers, so nothing outside the body knows of it.
 
-It goes through transformers' own registry of attentions, so it is there for every family that uses that for all of its
-layers. Shapes: `B` batch, `T` frames, `H` hidden; queries, keys and values are [B, heads, T, size].
+It goes through transformers' own registry of attentions; `registry.check_shares_frames` has the families whose layers
+see other frames by that alone.
+
+Shapes: `B` batch, `T` frames, `H` hidden; queries, keys and values are [B, heads, T, size].
 """
 
 from __future__ import annotations
@@ -25,40 +27,43 @@ from torch.distributed import ProcessGroup
 from s2s_parallel import collectives as peers
 from s2s_parallel.forwards import wrap_forward
 from s2s_parallel.parts import ModelParts
+from s2s_parallel.registry import check_shares_frames
 
 FRAMES = 1  # the dimension of hidden states [B, T, H]
 KEY_FRAMES = 2  # that of keys and values
 ATTENTIONS = ("sdpa", "eager")
+OF_LENGTH = ("dynamic", "longrope")  # rotary frequencies that are chosen by the last position
 _SUFFIX = "_context_parallel"
 _CONTEXT = "_context_parallel"  # where an attention module keeps its peers and what it computes with
 _sharing: ContextVar[ProcessGroup | None] = ContextVar("_sharing", default=None)  # in a body that shares its frames
 
 
-def check_context_parallel(body: nn.Module, layers: list[nn.Module], config: Any) -> None:
-    """Refuse an LLM whose frames can't be shared.
-
-    Args:
-        body: the LLM without its heads.
-        layers: its repeated layers.
-        config: its Hugging Face config.
+def check_context_parallel(config: Any) -> None:
+    """Refuse an LLM whose frames can't be shared, by its Hugging Face config.
 
     Raises:
-        ValueError: layers without attention see frames in another way, or its attention isn't transformers' own.
+        ValueError: the family isn't known to see other frames by attention alone, its attention isn't transformers'
+            own, or its rotary frequencies follow the length, of which a peer sees its share.
     """
-    attention = config._attn_implementation
-    if attention not in ATTENTIONS:
+    check_shares_frames(config)
+    attention = getattr(config, "_attn_implementation", None)
+    if attention not in (None, *ATTENTIONS):
         raise ValueError(
             f"trainer.strategy.context_parallel_size: model.attn_implementation is {attention}, of which keys and"
             f" values can't be gathered: use {' or '.join(ATTENTIONS)}"
         )
-    others = [index for index, layer in enumerate(layers) if len(_attentions(layer)) != 1]
-    if others or not getattr(body, "_supports_attention_backend", False):
-        where = f"layer {others[0]} has" if others else "its layers have"
+    following = sorted(set(OF_LENGTH) & _rope_types(getattr(config, "rope_parameters", None) or {}))
+    if following:
         raise ValueError(
-            f"trainer.strategy.context_parallel_size: {where} no attention by transformers' registry in"
-            f" {type(body).__name__} ({config.model_type}), so frames can't be shared: set it to 1, and see"
-            " parallel.activation_checkpointing and tensor_parallel_size for long dialogues"
+            f"trainer.strategy.context_parallel_size: the LLM's rotary frequencies follow the length (rope_type"
+            f" {following[0]}), of which a process would see its share alone: set it to 1"
         )
+
+
+def _rope_types(parameters: dict[str, Any]) -> set[str]:
+    """Some families have parameters for each kind of layer."""
+    kinds = [value for value in parameters.values() if isinstance(value, dict)]
+    return {str(kind.get("rope_type")) for kind in (parameters, *kinds)}
 
 
 def apply_context_parallel(parts: ModelParts, group: ProcessGroup, multiple: int = 1) -> None:
@@ -73,9 +78,15 @@ def apply_context_parallel(parts: ModelParts, group: ProcessGroup, multiple: int
         multiple: of which each share's number of frames has to be; tensor parallel peers share it again.
 
     Raises:
-        ValueError: see `check_context_parallel`.
+        ValueError: see `check_context_parallel`; or a layer has no attention, or several.
     """
-    check_context_parallel(parts.body, parts.layers, parts.config)
+    check_context_parallel(parts.config)
+    for index, layer in enumerate(parts.layers):
+        if len(_attentions(layer)) != 1:
+            raise ValueError(
+                f"trainer.strategy.context_parallel_size: layer {index} of {type(parts.body).__name__} has"
+                f" {len(_attentions(layer))} attentions by transformers' registry instead of one: set it to 1"
+            )
     base = parts.config._attn_implementation
     parts.config._attn_implementation = _registered(base)
     for layer in parts.layers:

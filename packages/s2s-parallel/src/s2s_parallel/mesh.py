@@ -84,8 +84,12 @@ def resolve_mesh(
         "context_parallel_size": context_parallel_size,
     }
     for name, size in named.items():
-        if size != "auto" and (not isinstance(size, int) or size < 1):
-            raise ValueError(f"{name} is {size}: use 1 or more (1 disables the axis), or 'auto'")
+        may_be_auto = name in ("data_parallel_size", "tensor_parallel_size")
+        if may_be_auto and size == "auto":
+            continue
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            hint = ", or 'auto'" if may_be_auto else ""
+            raise ValueError(f"{name} is {size}: use 1 or more (1 disables the axis){hint}")
     cp = context_parallel_size
     if world_size % cp:
         raise ValueError(

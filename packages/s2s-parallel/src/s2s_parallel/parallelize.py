@@ -65,16 +65,17 @@ def _shard(model: nn.Module, parts: ModelParts, mesh: DeviceMesh, config: Parall
     world_size = torch.distributed.get_world_size()
     if world_size > 1 or needed:
         everyone = init_device_mesh(mesh.device_type, (world_size,), mesh_dim_names=(DATA_PARALLEL,))
-        # Its layers are small and have many parameters: gathered once a step, several at a time.
-        shard_blocks(parts.encoder, [], everyone, kept=groups_of_layers(parts.encoder_layers), **options)
+        # Its layers are small and have many parameters: gathered once a step, several at a time. Of a group torch 2.11
+        # casts the first layer's inputs alone, so what computes in another dtype is gathered one by one.
+        layers = parts.encoder_layers if config.param_dtype else groups_of_layers(parts.encoder_layers)
+        shard_blocks(parts.encoder, [], everyone, kept=layers, **options)
     if data_parallel_mesh(mesh).size() > 1 or needed:
         tables = _tied([*parts.embeddings, *parts.heads])
         # Backward begins with heads and last norm: gathered weights of theirs wait for it.
         kept = [table for table in tables if isinstance(table, list) or table in parts.heads]
         freed = [table for table in tables if table not in kept]
         shard_blocks(model, [*freed, *parts.layers], mesh, kept=[*kept, parts.body], **options)
-    for blocks in (parts.encoder_layers, parts.layers):
-        prefetch(blocks, config.prefetch_blocks)
+    prefetch(parts.layers, config.prefetch_blocks)
 
 
 def _tied(modules: list[nn.Module]) -> list[nn.Module | list[nn.Module]]:

@@ -51,12 +51,14 @@ class FamilySpec:
         overrides: styles put into the plan, or over what it says.
         optional: patterns that some models of the family have nothing for.
         sequence_parallel: whether frames may be shared between its layers' matrices.
+        context_parallel: whether its layers see other frames by transformers' attention alone, which gathers them.
     """
 
     plan: Mapping[str, str] | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     sequence_parallel: bool = True
+    context_parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,29 @@ _FAMILIES: dict[str, FamilySpec] = {
         plan=_ATTENTION | {"layers.*.mlp.up_proj": Style.COLWISE.value, "layers.*.mlp.down_proj": Style.ROWWISE.value}
     ),
 }
+
+
+# Those of docs/parallel-families.md, whose table has context parallelism too.
+_CONTEXT_PARALLEL = (
+    "apertus", "cohere", "gemma", "gemma2", "gemma3_text", "glm4", "gpt_oss", "granite", "llama", "mistral", "mixtral",
+    "nemotron", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
+)  # fmt: skip
+
+
+def check_shares_frames(config: Any) -> None:
+    """Refuse a family that isn't known to see other frames by transformers' attention alone.
+
+    Raises:
+        ValueError: with those that are.
+    """
+    registered = sorted(name for name, spec in _FAMILIES.items() if spec.context_parallel)
+    known = [*_CONTEXT_PARALLEL, *(name for name in registered if name not in _CONTEXT_PARALLEL)]
+    if config.model_type not in known:
+        raise ValueError(
+            f"trainer.strategy.context_parallel_size: {config.model_type} LLMs aren't known to share frames, as"
+            f" {', '.join(known)} are: set it to 1, or register the family with context_parallel=True if its layers see"
+            " other frames by transformers' attention alone (s2s_parallel.registry.register_family)"
+        )
 
 
 def register_family(model_type: str, spec: FamilySpec) -> None:
