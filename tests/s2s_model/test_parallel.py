@@ -157,10 +157,10 @@ def test_vocabularies_need_not_divide(sizes, of_family, tmp_path):
 
 def shares_frames(rank, model):
     """Where a share's attention sees no frame but its own."""
-    context_parallel._frames_are_shared, own = lambda: False, context_parallel._frames_are_shared
+    context_parallel.frames_are_shared, own = lambda: False, context_parallel.frames_are_shared
     parallelize(model, model.parts(), build_mesh(CP2, "cpu"), ParallelConfig())
     unshared = model(batches(1)[0]).text.item()
-    context_parallel._frames_are_shared = own
+    context_parallel.frames_are_shared = own
     return unshared, model(batches(1)[0]).text.item()
 
 

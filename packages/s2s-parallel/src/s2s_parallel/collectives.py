@@ -16,6 +16,7 @@ import torch.distributed._functional_collectives as funcol
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+FRAMES = 1  # the dimension of hidden states [B, T, H]
 Exchange = Callable[..., Tensor]
 
 # Each peer's code is the same, so an autograd function has to be called on all of them or on none.
@@ -48,6 +49,12 @@ class _SumGradients(torch.autograd.Function):
         flat = _all_reduce(torch.cat([grad.flatten() for grad in grads]), ctx.group)
         sizes = [grad.numel() for grad in grads]
         return None, *(part.view_as(grad) for part, grad in zip(flat.split(sizes), grads, strict=True))
+
+
+def frames_are_shared() -> bool:
+    """Whether peers that may share frames do so now, in sequence and context parallelism."""
+    # Generation reads one frame at a time, and computes no gradients. Backward computes again with gradients on.
+    return torch.is_grad_enabled()
 
 
 def enter(x: Tensor, group: ProcessGroup) -> Tensor:

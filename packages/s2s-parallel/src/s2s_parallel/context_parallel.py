@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from s2s_parallel import collectives as peers
+from s2s_parallel.collectives import FRAMES, frames_are_shared
 from s2s_parallel.forwards import wrap_forward
 from s2s_parallel.parts import ModelParts
 from s2s_parallel.registry import check_shares_frames
 
-FRAMES = 1  # the dimension of hidden states [B, T, H]
 KEY_FRAMES = 2  # that of keys and values
 ATTENTIONS = ("sdpa", "eager")
 OF_LENGTH = ("dynamic", "longrope")  # rotary frequencies that are chosen by the last position
@@ -81,33 +81,29 @@ def apply_context_parallel(parts: ModelParts, group: ProcessGroup, multiple: int
         ValueError: see `check_context_parallel`; or a layer has no attention, or several.
     """
     check_context_parallel(parts.config)
-    for index, layer in enumerate(parts.layers):
-        if len(_attentions(layer)) != 1:
-            raise ValueError(
-                f"trainer.strategy.context_parallel_size: layer {index} of {type(parts.body).__name__} has"
-                f" {len(_attentions(layer))} attentions by transformers' registry instead of one: set it to 1"
-            )
+    body = type(parts.body).__name__
+    attentions = [_attention(layer, f"layer {index} of {body}") for index, layer in enumerate(parts.layers)]
     base = parts.config._attn_implementation
     parts.config._attn_implementation = _registered(base)
-    for layer in parts.layers:
-        for attention in _attentions(layer):
-            setattr(attention, _CONTEXT, (group, _attention_of(base, attention)))
+    for attention in attentions:
+        setattr(attention, _CONTEXT, (group, _attention_of(base, attention)))
     wrap_forward(parts.body, _body, group, multiple)
 
 
-def _attentions(layer: nn.Module) -> list[nn.Module]:
-    return [module for module in layer.modules() if hasattr(module, "is_causal")]  # transformers' mark of them
-
-
-def _frames_are_shared() -> bool:
-    # Generation reads one frame at a time, and computes no gradients. Backward computes again with gradients on.
-    return torch.is_grad_enabled()
+def _attention(layer: nn.Module, name: str) -> nn.Module:
+    found = [module for module in layer.modules() if hasattr(module, "is_causal")]  # transformers' mark of them
+    if len(found) != 1:
+        raise ValueError(
+            f"trainer.strategy.context_parallel_size: {name} has {len(found)} attentions by transformers' registry"
+            " instead of one: set it to 1"
+        )
+    return found[0]
 
 
 def _body(group: ProcessGroup, multiple: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Pad frames behind the last, so that shares are even: a causal LLM sees nothing of it."""
     embeds_BTH: Tensor | None = kwargs.get("inputs_embeds")
-    if embeds_BTH is None or not _frames_are_shared():
+    if embeds_BTH is None or not frames_are_shared():
         return forward(*args, **kwargs)
     assert kwargs.get("attention_mask") is None, "a training step of a causal LLM needs no mask"
     T, num_peers = embeds_BTH.shape[1], group.size()
@@ -156,7 +152,7 @@ def _attention_of(base: str, module: nn.Module) -> Callable[..., Any]:
 
 def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
     group, attention = getattr(module, _CONTEXT)
-    if _frames_are_shared():
+    if frames_are_shared():
         both = peers.gather_and_enter(torch.cat([key, value], -1), KEY_FRAMES, group)
         key, value = both.split([key.shape[-1], value.shape[-1]], -1)
     return attention(module, query, key, value, mask, **options)

@@ -23,6 +23,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from s2s_parallel import collectives as peers
+from s2s_parallel.collectives import FRAMES, frames_are_shared
 from s2s_parallel.compiled import compile_in_training
 from s2s_parallel.config import ParallelConfig
 from s2s_parallel.experts import share_experts
@@ -41,7 +42,6 @@ from s2s_parallel.registry import Plan, Style, plan_for
 from s2s_parallel.vocabulary import copy_the_rest, share_tokens
 
 log = logging.getLogger(__name__)
-FRAMES = 1  # the dimension of hidden states [B, T, H]
 
 _OF_SHARES = (Style.COLWISE, Style.ROWWISE)
 _ENTERED = (Style.COLWISE, Style.COLWISE_GATHER)
@@ -273,11 +273,6 @@ def _share_leaf(
         wrap_forward(leaf, _rowwise, group, together and frames_shared, style is Style.ROWWISE_SPLIT)
 
 
-def _frames_are_shared() -> bool:
-    # Generation reads one frame at a time, and computes no gradients. Backward computes again with gradients on.
-    return torch.is_grad_enabled()
-
-
 def _colwise(
     group: ProcessGroup, enters: bool, gathers: bool, forward: Callable[[Tensor], Tensor], x: Tensor
 ) -> Tensor:
@@ -287,7 +282,7 @@ def _colwise(
 
 def _rowwise(group: ProcessGroup, shares: bool, splits: bool, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     y = forward(peers.take_share(x, -1, group) if splits else x)
-    if shares and _frames_are_shared():
+    if shares and frames_are_shared():
         return peers.sum_and_share(y, FRAMES, group)
     return peers.sum_summands(y, group)
 
@@ -295,13 +290,13 @@ def _rowwise(group: ProcessGroup, shares: bool, splits: bool, forward: Callable[
 def _enter_block(
     group: ProcessGroup, frames_shared: bool, forward: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    if frames_shared and _frames_are_shared():
+    if frames_shared and frames_are_shared():
         return forward(*_on_hidden(lambda x: peers.gather_and_enter(x, FRAMES, group), args, kwargs), **kwargs)
     return forward(*_on_hidden(lambda x: peers.enter(x, group), args, kwargs), **kwargs)
 
 
 def _whole_block(group: ProcessGroup, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if not _frames_are_shared():
+    if not frames_are_shared():
         return forward(*args, **kwargs)
     output = forward(*_on_hidden(lambda x: peers.gather_whole(x, FRAMES, group), args, kwargs), **kwargs)
     return _on_output(lambda x: peers.take_share(x, FRAMES, group), output)
@@ -345,7 +340,7 @@ def _padded_body(num_peers: int, forward: Callable[..., Any], *args: Any, **kwar
     """Pad frames to a multiple of the peers, behind the last: a causal LLM sees nothing of it."""
     embeds_BTH: Tensor | None = kwargs.get("inputs_embeds")
     missing = 0 if embeds_BTH is None else -embeds_BTH.shape[1] % num_peers
-    if not missing or not _frames_are_shared():
+    if not missing or not frames_are_shared():
         return forward(*args, **kwargs)
     assert embeds_BTH is not None
     kwargs["inputs_embeds"] = F.pad(embeds_BTH, (0, 0, 0, missing))
@@ -357,11 +352,11 @@ def _padded_body(num_peers: int, forward: Callable[..., Any], *args: Any, **kwar
 
 
 def _first_layer(group: ProcessGroup, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if not _frames_are_shared():
+    if not frames_are_shared():
         return forward(*args, **kwargs)
     return forward(*_on_hidden(lambda x: peers.take_share(x, FRAMES, group), args, kwargs), **kwargs)
 
 
 def _last_layer(group: ProcessGroup, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     output = forward(*args, **kwargs)
-    return _on_output(lambda x: peers.gather_whole(x, FRAMES, group), output) if _frames_are_shared() else output
+    return _on_output(lambda x: peers.gather_whole(x, FRAMES, group), output) if frames_are_shared() else output
