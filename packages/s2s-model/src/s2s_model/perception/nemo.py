@@ -19,6 +19,7 @@ from s2s_model.perception.base import Perception, check_frame_length
 from s2s_model.perception.local_attention import attend_locally
 from s2s_model.perception.pointwise import multiply_pointwise
 from s2s_model.perception.streaming import PerceptionStream
+from s2s_model.perception.subsampling import subsample_channels_last
 from s2s_model.targets import instantiate
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class NemoPerception(Perception):
             part.sync_max_audio_length = False
             attend_locally(part)
             multiply_pointwise(part)
+        subsample_channels_last(encoder)
         self.features_per_frame = round(frame_length_s * sample_rate / preprocessor.featurizer.hop_length)
         check_frame_length(encoder_frame_s * getattr(self.modality_adapter, "subsampling_factor", 1), frame_length_s)
 
