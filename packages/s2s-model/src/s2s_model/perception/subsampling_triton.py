@@ -264,9 +264,9 @@ def _taps(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _from_taps(sums_RC: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of a weight and a bias."""
-    weight = sums_RC[:TAPS].t().reshape(like.shape).to(like.dtype)
-    return weight, sums_RC[TAPS].to(like.dtype, copy=True)
+    """Gradients of a weight and a bias, in memory of their own."""
+    weight = torch.empty_like(like, memory_format=torch.contiguous_format)
+    return weight.copy_(sums_RC[:TAPS].t().reshape(like.shape)), sums_RC[TAPS].to(like.dtype, copy=True)
 
 
 def _tiling(num_positions: int, num_channels: int, block_p: int, num_programs: int | None = None) -> Any:
