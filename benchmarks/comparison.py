@@ -37,7 +37,7 @@ from s2s_parallel.config import ParallelConfig
 SECTIONS = ("floor", "agree", "train", "parts", "decode", "live", "validation")
 MIX = "bucketed mix"
 AUDIO, CODES = "audio", "stored codes"  # what a batch has of the agent
-OFTEN = {"warm_up": 3, "rounds": 4, "steps": 4}
+OFTEN = {"warm_up": 3, "rounds": 3, "steps": 8}
 RARELY = {"warm_up": 2, "rounds": 2, "steps": 2}  # where a step is long, or a round has several
 
 Batch = dict[str, Any]
@@ -172,12 +172,14 @@ class Comparison:
     def _decode(self, who: str, side: Side) -> None:
         """The second call is timed."""
         for num_dialogues in self._size.decode:
+            case = name_of(num_dialogues, self._size.decode_s)
+            if self._args.cases and case not in self._args.cases:
+                continue
             batch = on_device(even_batch(self._size, num_dialogues, self._size.decode_s), self._device)
             free()
             frames = side.answer(batch)["tokens_text"].shape[1]
             ms = timed_ms(partial(side.answer, batch))
             figures = {"ms": round(ms, 1), "frames": frames, "ms_per_frame": round(ms / frames, 3)}
-            case = name_of(num_dialogues, self._size.decode_s)
             self._report.put(figures | {"peak_gib": peak_gib()}, who, "decode", case)
 
     def _live(self, who: str, side: Side) -> None:

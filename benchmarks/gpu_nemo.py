@@ -59,7 +59,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="ours; by default on a GPU")
     parser.add_argument("--parallel", nargs="+", default=[], metavar="KEY=VALUE", help="of our `parallel` section")
     parser.add_argument("--model", nargs="+", default=[], metavar="KEY=VALUE", help="of our `model` section")
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help='of training, as they are named, e.g. "16 x 20 s"')
+    parser.add_argument(
+        "--cases", nargs="+", metavar="CASE", help='of training and decoding, as they are named, e.g. "16 x 20 s"'
+    )
     parser.add_argument("--session-s", type=float, help="seconds of audio of the live session; default: the size's")
     parser.add_argument("--session-limit-s", type=float, default=90.0, help="stop the live session after so long")
     args = parser.parse_args()

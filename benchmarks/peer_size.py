@@ -21,7 +21,7 @@ SOURCE_SAMPLES, CODEC_SAMPLES = 1280, 1764  # of a frame
 CODEBOOKS = 8
 UNK, BOS, EOS, PAD = 0, 1, 2, 3
 # Our fastest settings on one GPU; of activations what is cheaper than attention and an MLP's products is recomputed.
-FAST = {"compile": True, "cuda_graphs": True, "activation_memory_budget": 0.2, "encoder_memory_budget": 0.5}
+FAST = {"compile": True, "cuda_graphs": True, "activation_memory_budget": 0.4, "encoder_memory_budget": 0.5}
 FAST_OPTIMIZER = {"_target_": "s2s_model.adamw.AdamW"}
 LEARNING_RATE = 0.0  # the optimizer does all its work, and every step sees the same weights: losses compare
 

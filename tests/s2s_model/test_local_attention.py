@@ -60,20 +60,22 @@ def both(*args, **keys):
 
 
 def run(encoder, lens, length=None, context=None, seed=0):
-    """Outputs of valid frames, gradients of a random sum of them by parameter, and of the input."""
+    """Outputs of valid frames, gradients of a random sum of them by parameter, and of the input; on the CPU."""
     T = length or max(lens)
+    device = next(encoder.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(len(lens), WIDTH, T, generator=generator).requires_grad_()
     weights = torch.randn(len(lens), T, WIDTH, generator=generator)
     if context is not None:
         encoder.set_default_att_context_size(context)
     encoder.zero_grad()
-    out_BCT, lens_B = encoder(audio_signal=x, length=torch.tensor(lens))
+    out_BCT, lens_B = encoder(audio_signal=x.to(device), length=torch.tensor(lens, device=device))
+    out_BCT, lens_B = out_BCT.cpu(), lens_B.cpu()
     assert lens_B.tolist() == list(lens)
     valid_BT = torch.arange(T) < lens_B[:, None]
     valid = out_BCT.transpose(1, 2)[valid_BT]
     (valid * weights[valid_BT]).sum().backward()
-    grads = {name: p.grad.clone() for name, p in encoder.named_parameters()}
+    grads = {name: p.grad.cpu().clone() for name, p in encoder.named_parameters()}
     return valid.detach(), grads | {"input": x.grad.transpose(1, 2)[valid_BT]}
 
 
@@ -264,6 +266,37 @@ def test_both_at_once_in_bf16_are_as_near_to_float32_as_nemo_is():
             out, _ = run(encoder, [150, 60])
         off.append(float((out.float() - exact).norm() / exact.norm()))
     assert off[0] <= 1.5 * off[1] < 0.1
+
+
+# --- on a GPU ------------------------------------------------------------------------------------------------
+
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or S2S_TEST_ON_GPU isn't set")
+
+
+@ON_GPU
+@EVERY_CONTEXT
+@pytest.mark.parametrize("compiled", [False, True])
+def test_kernels_give_nemos_numbers(context, style, compiled):
+    ours, theirs = both(context, style)
+    multiply_pointwise(ours.cuda())
+    if compiled:
+        for layer in ours.layers:
+            compile_in_training(layer, each_size=True)
+    for lens in ([5, 2, 1], [64, 63], [150, 97, 65, 1]):
+        assert_same(run(ours, lens), run(theirs, lens))
+    mine = run(ours, [30, 4], length=400)
+    assert all(torch.isfinite(x).all() for x in [mine[0], *mine[1].values()])
+    assert_same(mine, run(theirs, [30, 4], length=400))
+
+
+@ON_GPU
+def test_attention_with_dropout_goes_by_blocks():
+    ours, _ = both(dropout_att=0.5)
+    ours.cuda()
+    first, again = (run(ours, [150, 60])[0] for _ in range(2))
+    assert not torch.equal(first, again)
+    ours.eval()
+    assert torch.equal(*(run(ours, [150, 60])[0] for _ in range(2)))
 
 
 # --- compiled -----------------------------------------------------------------------------------------------

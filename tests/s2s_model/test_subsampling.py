@@ -8,9 +8,11 @@ import copy
 
 import pytest
 import torch
+from nemo.collections.asr.parts.submodules.conformer_modules import ConformerConvolution
 from nemo.collections.asr.parts.submodules.subsampling import ConvSubsampling
 from torch import nn
 
+from s2s_model.perception.pointwise import multiply_pointwise
 from s2s_model.perception.subsampling import _subsample, subsample_channels_last
 from s2s_parallel.compiled import compile_in_training
 from s2s_parallel.forwards import is_wrapped
@@ -160,3 +162,34 @@ def test_other_kinds_stay_as_they_are(other):
     encoder = build(**other)
     assert not subsample_channels_last(encoder)
     assert not is_wrapped(encoder.pre_encode, _subsample)
+
+
+# --- the layers' convolutions, which have kernels of the same kind ------------------------------------------------
+
+
+def convolved(module, x):
+    """Output and gradients of a Conformer's convolution: of x, then of the weights."""
+    module.zero_grad()
+    x = x.clone().requires_grad_()
+    out = module(x, pad_mask=torch.arange(x.shape[1], device=x.device)[None] >= torch.tensor([[33], [20]]).to(x.device))
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
+    (out * weights).sum().backward()
+    return [out.detach(), x.grad, *(p.grad.clone() for p in module.parameters())]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or S2S_TEST_ON_GPU isn't set")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("kernel_size", "context"), [(9, [8, 0]), (5, [2, 2]), (31, [30, 0])])
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolution_over_time(kernel_size, context, bias, compiled):
+    torch.manual_seed(0)
+    encoder = nn.Module()
+    encoder.layers = nn.ModuleList([nn.Module()])
+    encoder.layers[0].conv = ConformerConvolution(72, kernel_size, "layer_norm", context, use_bias=bias)
+    x = torch.randn(2, 33, 72)
+    expected = convolved(encoder.layers[0].conv, x)
+    multiply_pointwise(encoder.cuda())
+    if compiled:
+        compile_in_training(encoder.layers[0].conv, each_size=True)
+    for one, other in zip(expected, convolved(encoder.layers[0].conv, x.cuda()), strict=True):
+        assert (one - other.cpu()).norm() < 1e-5 * one.norm()

@@ -4,7 +4,8 @@ NeMo computes the scores of all pairs of frames and hides those beyond the conte
 itself and the block before, which holds all it may hear. The numbers are the same, up to rounding. The attention is
 that of Transformer-XL (arXiv 1901.02860, section 3.3).
 
-Shapes: `B` batch, `T` frames, `Q` blocks of `W` frames, `N` attention heads, `D` a head's width, `C` the encoder's.
+Shapes: `B` batch, `T` frames, `Q` blocks of `W` frames, `L` distances, `N` attention heads, `D` a head's width, `C` the
+encoder's.
 """
 
 import math
@@ -66,11 +67,19 @@ def _create_masks(
     offset: Tensor | None,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """In place of NeMo's: True beyond a recording's end [B, T], and where a block may not hear [B * Q, 1, W, 2 * W]."""
+    """In place of NeMo's: True beyond a recording's end [B, T], and where a block may not hear [B * Q, 1, W, 2 * W].
+
+    In place of the latter the recordings' lengths [B] where a kernel attends.
+    """
     assert offset is None, "NeMo's own streaming isn't used here"
     left, right = att_context_size
     chunk = right + 1
     reach = left // chunk * chunk  # frames before its own chunk that a frame hears
+    beyond_BT = torch.arange(max_audio_length, device=device) >= padding_length[:, None]
+    if _has_kernels(self.layers[0].self_attn, device):
+        for layer in self.layers:
+            layer.self_attn.context = (reach, chunk)
+        return beyond_BT, padding_length
     width = block_frames(reach, chunk)
     num_blocks = max_audio_length // width + 1
     query_W1 = torch.arange(width, device=device)[:, None]
@@ -80,8 +89,12 @@ def _create_masks(
     frame_QJ = key_J + torch.arange(num_blocks, device=device)[:, None] * width
     absent_BQJ = (frame_QJ < 0) | (frame_QJ >= padding_length[:, None, None])
     hidden = beyond_WJ | absent_BQJ[:, :, None]
-    beyond_BT = torch.arange(max_audio_length, device=device) >= padding_length[:, None]
     return beyond_BT, hidden.flatten(0, 1)[:, None]
+
+
+def _has_kernels(attention: Any, device: torch.device) -> bool:
+    """Whether `local_attention_triton` serves: it has no dropout."""
+    return device.type == "cuda" and not (attention.training and attention.dropout_rate)
 
 
 def block_frames(reach: int, chunk: int) -> int:
@@ -103,6 +116,8 @@ def _attend(
     attention: Any = forward.args[0]  # type: ignore[attr-defined]
     assert cache is None, "NeMo's own streaming isn't used here"
     assert query is key is value, "a Conformer's attention is one of a recording to itself"
+    if _has_kernels(attention, query.device):
+        return _attend_by_kernels(attention, query, mask, pos_emb)
     B, T, C = query.shape
     W = mask.shape[2]
     missing = W - T % W  # never 0: torch.compile would compile whole blocks apart
@@ -123,6 +138,30 @@ def _attend(
     out_BTC = out.unflatten(0, (B, -1)).permute(0, 1, 3, 2, 4).reshape(B, T + missing, C)
     mixed: Tensor = attention.linear_out(out_BTC[:, :T])
     return mixed
+
+
+def _attend_by_kernels(attention: Any, x_BTC: Tensor, lens_B: Tensor, pos_emb: Tensor) -> Tensor:
+    from s2s_model.perception.local_attention_triton import attend_locally_cuda
+
+    reach, chunk = attention.context
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_BTC.dtype
+    query, key, value = (each.transpose(1, 2).to(dtype) for each in _project(attention, x_BTC))  # [B, T, N, D]
+    positions_LND = attention.linear_pos(_within(pos_emb, reach, chunk)).unflatten(-1, (attention.h, -1))
+    by_position = (query + attention.pos_bias_v.to(dtype)).flatten(0, 1).transpose(0, 1)
+    bias_NFL = by_position @ positions_LND.permute(1, 2, 0)
+    by_content = query + attention.pos_bias_u.to(dtype)
+    out_BTND, _ = attend_locally_cuda(by_content, key, value, bias_NFL, lens_B, reach, chunk)
+    mixed: Tensor = attention.linear_out(out_BTND.flatten(2))
+    return mixed
+
+
+def _within(pos_emb: Tensor, reach: int, chunk: int) -> Tensor:
+    """The embedded distances `reach + chunk - 1`, .., and as many more as fused products like."""
+    farthest = reach + chunk - 1
+    num_distances = -(-(farthest + chunk) // ALIGNMENT) * ALIGNMENT
+    zero = pos_emb.shape[1] // 2  # where distance 0 stands
+    # Padded always, not where it is needed: torch.compile would compile short recordings apart.
+    return pad(pos_emb[0], (0, 0, farthest, num_distances))[zero : zero + num_distances]
 
 
 def _weigh_compiled(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, dropout_p: float) -> Tensor:

@@ -1,6 +1,7 @@
 """A Conformer's convolutions of kernel size 1 as what they are: matrix products.
 
-As convolutions they need the features transposed, and run on slow kernels in bf16.
+As convolutions they need the features transposed, and run on slow kernels in bf16. So does the depthwise one between
+them, which has kernels of its own on a GPU.
 
 Shapes: `B` batch, `T` frames, `C` channels.
 """
@@ -34,12 +35,24 @@ def _convolve(
     x_BTC = glu(_linear(convolution.pointwise_conv1, x), dim=-1)
     if pad_mask is not None:
         x_BTC = x_BTC.masked_fill(pad_mask[..., None], 0.0)
-    x_BCT = convolution.depthwise_conv(x_BTC.transpose(1, 2))
+    x_BTC = _depthwise(convolution.depthwise_conv, x_BTC)
     if convolution.norm_type == "layer_norm":
-        x_BTC = convolution.batch_norm(x_BCT.transpose(1, 2))
+        x_BTC = convolution.batch_norm(x_BTC)
     else:
-        x_BTC = convolution.batch_norm(x_BCT).transpose(1, 2)
+        x_BTC = convolution.batch_norm(x_BTC.transpose(1, 2)).transpose(1, 2)
     return _linear(convolution.pointwise_conv2, convolution.activation(x_BTC))
+
+
+def _depthwise(convolution: Any, x_BTC: Tensor) -> Tensor:
+    if not x_BTC.is_cuda:
+        x_BCT: Tensor = convolution(x_BTC.transpose(1, 2))
+        return x_BCT.transpose(1, 2)
+    from s2s_model.perception.depthwise_triton import convolve_over_time
+
+    weight, bias = convolution.weight, convolution.bias
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    convolved: Tensor = convolve_over_time(x_BTC, weight.to(x_BTC), bias.to(x_BTC), convolution._left_padding)
+    return convolved
 
 
 def _linear(convolution: Any, x_BTC: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn.functional import conv2d, linear, pad, relu
 
 from s2s_parallel.forwards import wrap_forward
 
-KERNEL, STRIDE, TAPS = 3, 2, 9
+KERNEL, STRIDE = 3, 2
 
 
 def subsample_channels_last(encoder: Any) -> bool:

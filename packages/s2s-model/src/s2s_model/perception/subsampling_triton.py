@@ -15,11 +15,12 @@ import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 from torch.nn.functional import pad
 
-from s2s_model.perception.subsampling import KERNEL, STRIDE, TAPS, _halved
+from s2s_model.perception.depthwise_triton import PROGRAMS, from_table, grid_of, table_of_taps
+from s2s_model.perception.subsampling import KERNEL, STRIDE, _halved
 
-ROWS = 16  # of a tile of taps: nine, one for the bias, and what a matrix product needs
-BLOCK_C = 64
-PROGRAMS = 264  # that sum gradients of weights, for each block of channels
+ROWS = 16  # of a table of nine taps and a bias, as many as a matrix product needs
+POSITIONS, CHANNELS = 64, 32  # of a tile of `convolve_twice`
+POSITIONS_DEPTHWISE, CHANNELS_DEPTHWISE = 32, 64
 PADDED = STRIDE * STRIDE  # features' rows and columns that a step of the output moves on by
 
 # Each value of these that is 1 or a multiple of 16 would compile a kernel of its own.
@@ -257,23 +258,6 @@ def _depthwise_weights_kernel(  # type: ignore[no-untyped-def]
     tl.store(to, sums, mask=in_channels[None, :])
 
 
-def _taps(weight: Tensor, bias: Tensor) -> Tensor:
-    """[16, C]: nine taps, the bias, zeros."""
-    taps_PC = torch.cat([weight.flatten(1).t(), bias[None]])
-    return pad(taps_PC, (0, 0, 0, ROWS - TAPS - 1)).contiguous()
-
-
-def _from_taps(sums_RC: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of a weight and a bias, in memory of their own."""
-    weight = torch.empty_like(like, memory_format=torch.contiguous_format)
-    return weight.copy_(sums_RC[:TAPS].t().reshape(like.shape)), sums_RC[TAPS].to(like.dtype, copy=True)
-
-
-def _tiling(num_positions: int, num_channels: int, block_p: int, num_programs: int | None = None) -> Any:
-    num_tiles = triton.cdiv(num_positions, block_p)
-    return num_tiles, (min(num_tiles, num_programs or num_tiles), triton.cdiv(num_channels, BLOCK_C))
-
-
 def _sizes(num_frames: int, num_features: int, padding: int) -> tuple[int, int]:
     return _halved(num_frames, padding), _halved(num_features, padding)
 
@@ -302,13 +286,13 @@ def convolve_twice_cuda(
     padded, middle, end = _spread(x_BTF, left, right)
     B, C = len(x_BTF), len(bias_1)
     out_BTFC = x_BTF.new_empty(B, *end, C)
-    num_positions, block_p = B * end[0] * end[1], 64
-    _, grid = _tiling(num_positions, C, block_p)
+    num_positions = B * end[0] * end[1]
+    _, grid = grid_of(num_positions, C, POSITIONS, CHANNELS)
     kernel: Any = _twice_kernel
     with torch.cuda.device_of(x_BTF):
         kernel[grid](
-            padded, lens_B, _taps(weight_1, bias_1), _taps(weight_2, bias_2), out_BTFC, num_positions,
-            *middle, *end, *padded.shape[1:], C, LEFT=left, BLOCK_P=block_p, BLOCK_C=BLOCK_C,
+            padded, lens_B, table_of_taps(weight_1, bias_1), table_of_taps(weight_2, bias_2), out_BTFC, num_positions,
+            *middle, *end, *padded.shape[1:], C, LEFT=left, BLOCK_P=POSITIONS, BLOCK_C=CHANNELS,
         )  # fmt: skip
     return out_BTFC
 
@@ -327,18 +311,18 @@ def _twice_gradients(
 ) -> list[Tensor]:
     padded, middle, end = _spread(x_BTF, left, right)
     C = len(bias_1)
-    num_positions, block_p = len(x_BTF) * end[0] * end[1], 64
-    num_tiles, grid = _tiling(num_positions, C, block_p, PROGRAMS)
+    num_positions = len(x_BTF) * end[0] * end[1]
+    num_tiles, grid = grid_of(num_positions, C, POSITIONS, CHANNELS, PROGRAMS)
     sums = grad_BTFC.new_empty(grid[0], 2 * ROWS, C, dtype=torch.float32)
     kernel: Any = _twice_weights_kernel
     with torch.cuda.device_of(x_BTF):
         kernel[grid](
-            grad_BTFC.contiguous(), padded, lens_B, _taps(weight_1, bias_1), _taps(weight_2, bias_2), sums,
-            num_positions, num_tiles, *middle, *end, *padded.shape[1:], C,
-            LEFT=left, BLOCK_P=block_p, BLOCK_C=BLOCK_C,
+            grad_BTFC.contiguous(), padded, lens_B, table_of_taps(weight_1, bias_1), table_of_taps(weight_2, bias_2),
+            sums, num_positions, num_tiles, *middle, *end, *padded.shape[1:], C,
+            LEFT=left, BLOCK_P=POSITIONS, BLOCK_C=CHANNELS,
         )  # fmt: skip
     summed = sums.sum(0)
-    return [*_from_taps(summed[:ROWS], weight_1), *_from_taps(summed[ROWS:], weight_2)]
+    return [*from_table(summed[:ROWS], weight_1), *from_table(summed[ROWS:], weight_2)]
 
 
 @torch.library.custom_op("s2s_model::convolve_depthwise", mutates_args=(), device_types="cuda")
@@ -350,13 +334,13 @@ def convolve_depthwise_cuda(
     B, T_in, F_in, C = x_BTFC.shape
     end = _sizes(T_in, F_in, left + right)
     out_BTFC = x_BTFC.new_empty(B, *end, C)
-    num_positions, block_p = B * end[0] * end[1], 32
-    _, grid = _tiling(num_positions, C, block_p)
+    num_positions = B * end[0] * end[1]
+    _, grid = grid_of(num_positions, C, POSITIONS_DEPTHWISE, CHANNELS_DEPTHWISE)
     kernel: Any = _depthwise_kernel
     with torch.cuda.device_of(x_BTFC):
         kernel[grid](
-            x_BTFC, lens_B, _taps(weight, bias), out_BTFC, num_positions, T_in, F_in, *end, C,
-            LEFT=left, BLOCK_P=block_p, BLOCK_C=BLOCK_C,
+            x_BTFC, lens_B, table_of_taps(weight, bias), out_BTFC, num_positions, T_in, F_in, *end, C,
+            LEFT=left, BLOCK_P=POSITIONS_DEPTHWISE, BLOCK_C=CHANNELS_DEPTHWISE,
         )  # fmt: skip
     return out_BTFC
 
@@ -368,26 +352,26 @@ def _depthwise_gradients(
     grad_BTFC, x_BTFC = grad_BTFC.contiguous(), x_BTFC.contiguous()
     B, T_in, F_in, C = x_BTFC.shape
     T_out, F_out = grad_BTFC.shape[1:3]
-    taps = _taps(weight, bias)
+    taps = table_of_taps(weight, bias)
     behind = torch.empty_like(x_BTFC)
     sizes = (T_in, F_in, T_out, F_out)
     with torch.cuda.device_of(x_BTFC):
-        num_positions, block_p = B * T_in * F_in, 32
-        _, grid = _tiling(num_positions, C, block_p)
+        num_positions = B * T_in * F_in
+        _, grid = grid_of(num_positions, C, POSITIONS_DEPTHWISE, CHANNELS_DEPTHWISE)
         kernel: Any = _depthwise_input_kernel
         kernel[grid](
             grad_BTFC, x_BTFC, lens_B, taps, behind, num_positions, *sizes, C,
-            LEFT=left, BLOCK_P=block_p, BLOCK_C=BLOCK_C,
+            LEFT=left, BLOCK_P=POSITIONS_DEPTHWISE, BLOCK_C=CHANNELS_DEPTHWISE,
         )  # fmt: skip
         num_positions = B * T_out * F_out
-        num_tiles, grid = _tiling(num_positions, C, block_p, PROGRAMS)
+        num_tiles, grid = grid_of(num_positions, C, POSITIONS_DEPTHWISE, CHANNELS_DEPTHWISE, PROGRAMS)
         sums = grad_BTFC.new_empty(grid[0], ROWS, C, dtype=torch.float32)
         kernel = _depthwise_weights_kernel
         kernel[grid](
             grad_BTFC, x_BTFC, lens_B, sums, num_positions, num_tiles, *sizes, C,
-            LEFT=left, BLOCK_P=block_p, BLOCK_C=BLOCK_C,
+            LEFT=left, BLOCK_P=POSITIONS_DEPTHWISE, BLOCK_C=CHANNELS_DEPTHWISE,
         )  # fmt: skip
-    return [behind, *_from_taps(sums.sum(0), weight)]
+    return [behind, *from_table(sums.sum(0), weight)]
 
 
 # --- what torch.compile and autograd need to know of them --------------------------------------------------------
