@@ -1,9 +1,11 @@
 """Speech of the agent's voice, to train the demo's codec on.
 
     hatch run demo:speech SPEECH_DIR
+    hatch run demo:speech SPEECH_DIR --of talk
 
 `speech-*.flac` (16 kHz): sentences of Python's own documentation, which every interpreter carries (`pydoc_data`),
-between answers of the demo. `answers.flac` (22,050 Hz): every answer once, on the frame grid as in the corpus.
+between answers. `answers.flac` (22,050 Hz): every answer of the demo once, or 1,500 of the corpus of tens of hours
+(docs/talk-corpus.md), on the frame grid as in the corpus.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import random
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count as count_up
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -21,6 +24,7 @@ from s2s_data.demo import AGENT_VOICE
 from s2s_data.demo.corpus import agent_speech, first_words, samples_per_frame
 from s2s_data.demo.dialogues import all_exchanges
 from s2s_data.demo.voices import ENGINE_RATE_HZ
+from s2s_data.talk import dialogue, split_cases
 
 SENTENCE = re.compile(r"[A-Z][a-z]+(?:,? [a-z]+){4,14}\.")  # plain words only: no code, no digits
 
@@ -37,12 +41,21 @@ def answers() -> list[str]:
     return sorted(full | {first_words(answer) for answer in full})
 
 
-def write_answers(path: Path, rate_hz: int = 22050, gap_frames: int = 4) -> None:
-    """Write every answer, each followed by `gap_frames` of silence, so that all of them start on a frame."""
+def talk_answers(count: int = 1500) -> list[str]:
+    """So many of what the agent says in training, each once."""
+    training, _, _ = split_cases(seed=0)
+    talks = (dialogue("train", i, training, ["any"], seed=0, pause_share=0.0, barge_in_share=0.0) for i in count_up())
+    told = (exchange.answer for talk in talks for exchange in talk.exchanges)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[next(told)] = None
+    return list(found)
+
+
+def write_answers(path: Path, texts: list[str], rate_hz: int = 22050, gap_frames: int = 4) -> None:
+    """Write answers, each followed by `gap_frames` of silence, so that all of them start on a frame."""
     gap = np.zeros(gap_frames * samples_per_frame(rate_hz), dtype=np.float32)
-    soundfile.write(
-        path, np.concatenate([x for text in answers() for x in (agent_speech(text, rate_hz), gap)]), rate_hz
-    )
+    soundfile.write(path, np.concatenate([x for text in texts for x in (agent_speech(text, rate_hz), gap)]), rate_hz)
 
 
 def main() -> None:
@@ -51,11 +64,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--minutes", type=float, default=40.0)
+    parser.add_argument("--of", choices=["demo", "talk"], default="demo", help="whose answers")
     args = parser.parse_args()
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    write_answers(args.out_dir / "answers.flac")
+    said = answers() if args.of == "demo" else talk_answers()
+    write_answers(args.out_dir / "answers.flac", said)
     rng = random.Random(0)
-    texts = answers() * 2 + sentences()
+    texts = said * 2 + sentences()
     rng.shuffle(texts)
     chunk: list[np.ndarray] = []
     seconds = total_s = 0.0

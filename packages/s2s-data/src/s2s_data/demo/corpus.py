@@ -6,7 +6,7 @@ answer that is said twice gives the same codec codes twice.
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,20 +42,22 @@ class DemoConfig:
     barge_in_share: float = 0.15
     seed: int = 0
 
-    def rate_hz(self, role: str) -> int:
-        """Sample rate of a role's audio."""
-        return ENGINE_RATE_HZ if role == "user" else self.agent_rate_hz
-
 
 @dataclass(frozen=True)
-class _Turn:
+class Turn:
+    """Who says what, and when."""
+
     role: str
     text: str
     start: int  # frames
     audio: FloatArray  # [S] at the role's rate, whole frames
+    rate_hz: int
+    value: str | None = None  # what an answer has to contain
 
-    def end(self, rate_hz: int) -> int:
-        return self.start + len(self.audio) // samples_per_frame(rate_hz)
+    @property
+    def end(self) -> int:
+        """The frame behind the turn."""
+        return self.start + len(self.audio) // samples_per_frame(self.rate_hz)
 
 
 def samples_per_frame(rate_hz: int) -> int:
@@ -71,14 +73,14 @@ def whole_frames(audio_S: FloatArray, rate_hz: int) -> FloatArray:
     return padded
 
 
-def agent_speech(text: str, rate_hz: int) -> FloatArray:
-    """The agent says `text` after a frame of silence: [S] float32 at `rate_hz`, whole frames.
+def agent_speech(text: str, rate_hz: int, voice: Voice | None = None) -> FloatArray:
+    """`voice`, by default the agent's, says `text` after a frame of silence: [S] float32 at `rate_hz`, whole frames.
 
     The model has its control code "the agent starts" in a turn's first frame, so what sounds there is never learned.
     """
     import soxr
 
-    audio = soxr.resample(AGENT_VOICE.say(text), ENGINE_RATE_HZ, rate_hz)
+    audio = soxr.resample((voice or AGENT_VOICE).say(text), ENGINE_RATE_HZ, rate_hz)
     speech = whole_frames(np.asarray(audio, dtype=np.float32), rate_hz)
     return np.concatenate([np.zeros(samples_per_frame(rate_hz), dtype=np.float32), speech])
 
@@ -89,32 +91,34 @@ def first_words(text: str) -> str:
     return " ".join(words[: max(1, len(words) // 2)])
 
 
-def lay_out(dialogue: Dialogue, config: DemoConfig, voice: Voice) -> tuple[list[_Turn], int]:
+def cut_off_by(frames: int, turn: Turn) -> int:
+    """The frame at which the next turn begins if it cuts off this one's last `frames`, or half of it."""
+    return turn.end - min(frames, (turn.end - turn.start) // 2)
+
+
+def lay_out(dialogue: Dialogue, config: DemoConfig, voice: Voice) -> tuple[list[Turn], int]:
     """Place the turns of a dialogue on the frame grid; returns the turns and the total number of frames."""
-    turns: list[_Turn] = []
+    turns: list[Turn] = []
     clock = config.lead_in_frames
     for i, exchange in enumerate(dialogue.exchanges):
-        question = _Turn("user", exchange.question, clock, whole_frames(voice.say(exchange.question), ENGINE_RATE_HZ))
-        turns.append(question)
-        start = question.end(ENGINE_RATE_HZ) + config.answer_gap_frames
+        said = whole_frames(voice.say(exchange.question), ENGINE_RATE_HZ)
+        question = Turn("user", exchange.question, clock, said, ENGINE_RATE_HZ)
+        start = question.end + config.answer_gap_frames
         cut_off = i in dialogue.barge_ins
         text = first_words(exchange.answer) if cut_off else exchange.answer
-        answer = _Turn("agent", text, start, agent_speech(text, config.agent_rate_hz))
-        turns.append(answer)
-        end = answer.end(config.agent_rate_hz)
+        answer = Turn("agent", text, start, agent_speech(text, config.agent_rate_hz), config.agent_rate_hz)
+        turns += [question, answer]
         # The user starts while the agent is speaking; the agent finishes the word in progress.
-        overlap = min(config.overlap_frames, (end - start) // 2)
-        clock = end - overlap if cut_off else end + config.question_gap_frames
-    return turns, max(turn.end(config.rate_hz(turn.role)) for turn in turns) + config.tail_frames
+        clock = cut_off_by(config.overlap_frames, answer) if cut_off else answer.end + config.question_gap_frames
+    return turns, max(turn.end for turn in turns) + config.tail_frames
 
 
-def _channel(turns: list[_Turn], role: str, rate_hz: int, num_frames: int) -> FloatArray:
-    """One role's audio [S] of the whole dialogue."""
+def _channel(turns: Iterable[Turn], rate_hz: int, num_frames: int) -> FloatArray:
+    """The audio [S] of one role's turns in the whole dialogue."""
     size = samples_per_frame(rate_hz)
     audio = np.zeros(num_frames * size, dtype=np.float32)
     for turn in turns:
-        if turn.role == role:
-            audio[turn.start * size : turn.start * size + len(turn.audio)] += turn.audio
+        audio[turn.start * size : turn.start * size + len(turn.audio)] += turn.audio
     return audio
 
 
@@ -123,39 +127,63 @@ def _recording(audio_S: FloatArray, rate_hz: int, path: Path) -> Recording:
     return Recording.from_file(path, recording_id=path.stem)
 
 
-def render(
-    dialogue: Dialogue, config: DemoConfig, voice: Voice, folder: Path, codec: AudioCodec | None = None
+def _supervision(name: str, index: int, turn: Turn, recording_id: str) -> SupervisionSegment:
+    return SupervisionSegment(
+        id=f"{name}-{index}",
+        recording_id=recording_id,
+        start=round(turn.start * FRAME_S, 2),
+        duration=round((turn.end - turn.start) * FRAME_S, 2),
+        text=turn.text,
+        speaker=turn.role,
+        language="English",
+        custom=None if turn.value is None else {"value": turn.value},
+    )
+
+
+def cut_of(
+    name: str,
+    turns: Sequence[Turn],
+    num_frames: int,
+    *,
+    agent_rate_hz: int,
+    voice: str,
+    folder: Path,
+    codec: AudioCodec | None = None,
 ) -> MonoCut:
-    """Speak one dialogue: a cut with the user's audio, the agent's as `target_audio`, and the turns.
+    """A dialogue's cut: the user's audio, the agent's as `target_audio`, and the turns; audio files go to `folder`.
 
     With a `codec` the cut gets `target_codes` too, made from the audio before the Shar compresses it: MP3's noise
     would give each repetition of an answer codes of its own.
     """
-    turns, num_frames = lay_out(dialogue, config, voice)
-    name = dialogue.dialogue_id
-    agent_S = _channel(turns, "agent", config.agent_rate_hz, num_frames)
-    user = _recording(_channel(turns, "user", ENGINE_RATE_HZ, num_frames), ENGINE_RATE_HZ, folder / f"{name}-user.wav")
+    agent_S = _channel([turn for turn in turns if turn.role == "agent"], agent_rate_hz, num_frames)
+    user_S = _channel([turn for turn in turns if turn.role == "user"], ENGINE_RATE_HZ, num_frames)
+    user = _recording(user_S, ENGINE_RATE_HZ, folder / f"{name}-user.wav")
     cut = MonoCut(id=name, start=0.0, duration=user.duration, channel=0, recording=user)
-    cut.supervisions = [
-        SupervisionSegment(
-            id=f"{name}-{i}",
-            recording_id=user.id,
-            start=round(turn.start * FRAME_S, 2),
-            duration=round((turn.end(config.rate_hz(turn.role)) - turn.start) * FRAME_S, 2),
-            text=turn.text,
-            speaker=turn.role,
-            language="English",
-        )
-        for i, turn in enumerate(turns)
-    ]
-    cut.target_audio = _recording(agent_S, config.agent_rate_hz, folder / f"{name}-agent.wav")
-    cut.custom["user_voice"] = voice.name
+    cut.supervisions = [_supervision(name, i, turn, user.id) for i, turn in enumerate(turns)]
+    cut.target_audio = _recording(agent_S, agent_rate_hz, folder / f"{name}-agent.wav")
+    cut.custom["user_voice"] = voice
     if codec is not None:
         codes_1TK, lens = codec.encode(torch.from_numpy(agent_S)[None], torch.tensor([len(agent_S)]))
         codes_TK = codes_1TK[0, : int(lens[0])].int().numpy()
         cut = cut.attach_tensor(TARGET_CODES, codes_TK, frame_shift=FRAME_S, temporal_dim=0)
         cut.custom[FINGERPRINT] = codec.fingerprint
     return cut
+
+
+def render(
+    dialogue: Dialogue, config: DemoConfig, voice: Voice, folder: Path, codec: AudioCodec | None = None
+) -> MonoCut:
+    """Speak one dialogue; see `cut_of`."""
+    turns, num_frames = lay_out(dialogue, config, voice)
+    return cut_of(
+        dialogue.dialogue_id,
+        turns,
+        num_frames,
+        agent_rate_hz=config.agent_rate_hz,
+        voice=voice.name,
+        folder=folder,
+        codec=codec,
+    )
 
 
 def build_demo_corpus(

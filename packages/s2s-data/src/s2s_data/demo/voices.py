@@ -1,4 +1,6 @@
-"""Who speaks: engines that pip or apt bring, all deterministic and free to redistribute what they say.
+"""Who speaks: engines that pip or apt bring, free to redistribute what they say.
+
+flite says a text the same way each time, pico in up to a sixth more or less time.
 
 `flite` (apt) ships the CMU ARCTIC voices; `py-nanotts` (pip, the extra `s2s-data[demo]`) wraps SVOX Pico
 (Apache-2.0). docs/demo.md states the terms.
@@ -21,16 +23,25 @@ ENGINE_RATE_HZ = 16000  # both engines speak at 16 kHz
 
 @dataclass(frozen=True)
 class Voice:
-    """A speaker: an engine, its voice and, for pico, a pitch factor."""
+    """A speaker: an engine, its voice and, for pico, a pitch factor.
+
+    `speed` plays what was spoken faster or slower, which moves pitch and formants along: another speaker to the ear.
+    """
 
     name: str
     engine: str
     speaker: str
     pitch: float = 1.0
+    speed: float = 1.0
 
     def say(self, text: str) -> FloatArray:
         """Speak `text`; returns [S] float32 at 16 kHz, silence trimmed from both ends."""
-        return trim_silence(_speak(self, text))
+        import soxr
+
+        audio_S = _speak(self, text)
+        if self.speed != 1.0:
+            audio_S = np.asarray(soxr.resample(audio_S, ENGINE_RATE_HZ * self.speed, ENGINE_RATE_HZ), dtype=np.float32)
+        return trim_silence(audio_S)
 
 
 AGENT_VOICE = Voice("slt", "flite", "slt")

@@ -1,0 +1,187 @@
+"""From planned dialogues to Shars of tens of hours, shard by shard in several processes."""
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from lhotse import MonoCut
+from lhotse.shar import SharWriter
+
+from s2s_data.demo.corpus import FRAME_S, Turn, agent_speech, cut_of, cut_off_by, first_words, whole_frames
+from s2s_data.demo.voices import AGENT_VOICE, ENGINE_RATE_HZ, FloatArray, Voice
+from s2s_data.talk.plan import Held, Talk, dialogue, split_cases
+from s2s_data.talk.rooms import write_surroundings
+from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
+
+FRAME_SAMPLES = round(FRAME_S * ENGINE_RATE_HZ)
+DIALOGUE_S = 16.5  # what a training dialogue lasts on average
+FIELDS = {"recording": "flac", "target_audio": "flac"}  # what is encoded later has to be what was spoken
+
+
+@dataclass(frozen=True)
+class TalkConfig:
+    """How large the corpus is and how its dialogues flow (all spacing in 80 ms frames)."""
+
+    hours: float = 30.0  # of training dialogues
+    num_heldout: int = 64  # dialogues of each held-out set
+    dialogues_per_shard: int = 64
+    agent_rate_hz: int = 22050
+    answer_gap_frames: int = 4
+    tail_frames: int = 8
+    overlap_frames: int = 5  # how long the agent still speaks after the user barges in, at most
+    pause_share: float = 0.25  # of questions within which the user stops
+    barge_in_share: float = 0.15  # of answers that aren't the last
+    agent_voice: Voice = AGENT_VOICE
+    user_voices: tuple[Voice, ...] = USER_VOICES
+    heldout_voices: tuple[Voice, ...] = HELDOUT_VOICES
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """A set of dialogues: what it may ask, and in which voices."""
+
+    name: str
+    held: Held
+    voices: tuple[Voice, ...]
+
+
+def splits(config: TalkConfig) -> dict[str, Split]:
+    """Training and the three held-out sets: cases, wordings and voices that training doesn't have."""
+    training, cases, wordings = split_cases(config.seed)
+    all_of_them = (
+        Split("train", training, config.user_voices),
+        Split("heldout", cases, config.user_voices),
+        Split("heldout_wording", wordings, config.user_voices),
+        Split("heldout_voice", training, config.heldout_voices),
+    )
+    return {split.name: split for split in all_of_them}
+
+
+def build_talk_corpus(
+    out_dir: Path,
+    config: TalkConfig | None = None,
+    *,
+    num_processes: int = 1,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, float]:
+    """Build the four splits under `out_dir`/corpus as Shar, and noises and rooms beside them; returns hours of each.
+
+    Raises:
+        FileExistsError: `out_dir` holds something already.
+        FileNotFoundError, ImportError: a speech engine is missing; the message says how to get it.
+        ValueError: a number that must be positive isn't.
+    """
+    config = config or TalkConfig()
+    if config.hours <= 0 or config.num_heldout < 1 or num_processes < 1:
+        raise ValueError(
+            f"hours ({config.hours}), dialogues of a held-out set ({config.num_heldout}) and processes "
+            f"({num_processes}) must be positive"
+        )
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise FileExistsError(f"{out_dir} isn't empty: name another folder, or remove it first")
+    write_surroundings(out_dir, seed=config.seed)
+    sizes = dict.fromkeys(splits(config), config.num_heldout)
+    sizes["train"] = max(1, round(config.hours * 3600 / DIALOGUE_S))
+    hours = {}
+    with _mapping(num_processes) as mapped:
+        for name, size in sizes.items():
+            folder = out_dir / "corpus" / name
+            folder.mkdir(parents=True)
+            seconds = 0.0
+            shards = _shards(size, config.dialogues_per_shard)
+            for shard_s in mapped(partial(_write_shard, folder, config, name), shards):
+                seconds += shard_s
+                progress(f"{folder}: {seconds / 3600:.2f} hours")
+            hours[name] = seconds / 3600
+    return hours
+
+
+@contextmanager
+def _mapping(num_processes: int) -> Iterator[Callable[..., Iterator[float]]]:
+    """`map`, or that of so many processes."""
+    if num_processes == 1:
+        yield map
+        return
+    # Not forked: this process may have threads of its own.
+    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+        yield pool.map
+
+
+def _shards(num_dialogues: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Number, first dialogue and dialogues of each shard."""
+    for index, first in enumerate(range(0, num_dialogues, size)):
+        yield index, first, min(size, num_dialogues - first)
+
+
+def _talks(split: Split, config: TalkConfig, first: int) -> Iterator[tuple[Talk, Voice]]:
+    voices = {voice.name: voice for voice in split.voices}
+    for index in itertools.count(first):
+        talk = dialogue(
+            split.name, index, split.held, list(voices), seed=config.seed, pause_share=config.pause_share,
+            barge_in_share=config.barge_in_share,
+        )  # fmt: skip
+        yield talk, voices[talk.voice]
+
+
+def _write_shard(folder: Path, config: TalkConfig, name: str, shard: tuple[int, int, int]) -> float:
+    """Write one shard; returns seconds of dialogue."""
+    index, first, count = shard
+    seconds = 0.0
+    with (
+        tempfile.TemporaryDirectory() as wavs,
+        SharWriter(str(folder), FIELDS, shard_size=count, shard_offset=index) as writer,
+    ):
+        for talk, voice in itertools.islice(_talks(splits(config)[name], config, first), count):
+            cut = render(talk, config, voice, Path(wavs))
+            writer.write(cut)
+            seconds += cut.duration
+            for path in Path(wavs).iterdir():
+                path.unlink()
+    return seconds
+
+
+def render(talk: Talk, config: TalkConfig, voice: Voice, folder: Path) -> MonoCut:
+    """Speak a dialogue: see `s2s_data.demo.corpus.cut_of`."""
+    turns, num_frames = lay_out(talk, config, voice)
+    return cut_of(
+        talk.dialogue_id, turns, num_frames, agent_rate_hz=config.agent_rate_hz, voice=voice.name, folder=folder
+    )  # fmt: skip
+
+
+def lay_out(talk: Talk, config: TalkConfig, voice: Voice) -> tuple[list[Turn], int]:
+    """Place the turns of a dialogue on the frame grid; returns the turns and the total number of frames."""
+    turns: list[Turn] = []
+    clock = 0
+    for i, exchange in enumerate(talk.exchanges):
+        begins = clock if i - 1 in talk.barge_ins else clock + talk.gaps[i]
+        question = Turn("user", exchange.question, begins, _said(talk, i, voice), ENGINE_RATE_HZ)
+        cut_off = i in talk.barge_ins
+        text = first_words(exchange.answer) if cut_off else exchange.answer
+        answer = Turn(
+            "agent", text, question.end + config.answer_gap_frames,
+            agent_speech(text, config.agent_rate_hz, config.agent_voice), config.agent_rate_hz,
+            None if cut_off else exchange.value,
+        )  # fmt: skip
+        turns += [question, answer]
+        # The user starts while the agent is speaking; the agent finishes the word in progress.
+        clock = cut_off_by(config.overlap_frames, answer) if cut_off else answer.end
+    return turns, max(turn.end for turn in turns) + config.tail_frames
+
+
+def _said(talk: Talk, index: int, voice: Voice) -> FloatArray:
+    """The user's question [S], with its pause."""
+    question, pause = talk.exchanges[index].question, talk.pauses.get(index)
+    if pause is None:
+        return whole_frames(voice.say(question), ENGINE_RATE_HZ)
+    words = question.split()
+    parts = [" ".join(words[: pause.after_words]), " ".join(words[pause.after_words :])]
+    begun, ended = (whole_frames(voice.say(part), ENGINE_RATE_HZ) for part in parts)
+    return np.concatenate([begun, np.zeros(pause.num_frames * FRAME_SAMPLES, dtype=np.float32), ended])

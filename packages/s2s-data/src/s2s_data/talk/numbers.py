@@ -1,0 +1,18 @@
+"""Numbers as they are spoken."""
+
+SMALL = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+
+
+def spoken(number: int) -> str:
+    """The words of 0 to 999, such as "two hundred forty-one"."""
+    assert 0 <= number < 1000, number
+    hundreds, rest = divmod(number, 100)
+    words = [SMALL[hundreds], "hundred"] if hundreds else []
+    if rest or not hundreds:
+        tens, ones = divmod(rest, 10)
+        words.append(SMALL[rest] if rest < 20 else TENS[tens] + (f"-{SMALL[ones]}" if ones else ""))
+    return " ".join(words)

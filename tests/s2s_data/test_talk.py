@@ -1,0 +1,207 @@
+"""The corpus of tens of hours: what is asked can be answered, and what is held out isn't trained on."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import soundfile
+from lhotse import CutSet
+
+from s2s_data import check_shar
+from s2s_data.cli import main
+from s2s_data.demo import Voice
+from s2s_data.roles import Roles
+from s2s_data.talk import FRAMES, SKILLS, TalkConfig, ask, build_talk_corpus, dialogue, split_cases
+from s2s_data.talk.corpus import lay_out, splits
+from s2s_data.talk.numbers import spoken
+from s2s_data.talk.rooms import noise, room
+from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
+
+TRAINING, CASES, WORDINGS = split_cases(seed=0)
+# CI has no flite: every speaker is Pico's, which pip brings.
+SMALL = TalkConfig(
+    hours=0.03, num_heldout=2, dialogues_per_shard=2, pause_share=0.5, barge_in_share=0.5,
+    agent_voice=Voice("pico-gb", "pico", "en-GB"),
+    user_voices=(Voice("pico-us", "pico", "en-US"), Voice("fast", "pico", "en-US", speed=1.1)),
+    heldout_voices=(Voice("low", "pico", "en-US", pitch=0.7),),
+)  # fmt: skip
+
+
+def some(split, count, **shares):
+    shares = {"pause_share": 0.25, "barge_in_share": 0.15} | shares
+    return [dialogue("train", i, split, ["a", "b"], seed=0, **shares) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(0, "zero"), (13, "thirteen"), (40, "forty"), (99, "ninety-nine"), (300, "three hundred"),
+     (541, "five hundred forty-one"), (210, "two hundred ten")],
+)  # fmt: skip
+def test_numbers_as_spoken(number, words):
+    assert spoken(number) == words
+
+
+def test_every_case_fits_its_skill_and_its_value_is_in_the_answer():
+    for skill in SKILLS:
+        for frame, case in itertools.product(FRAMES, skill.cases):
+            exchange = ask(skill, frame, case)
+            assert "{" not in exchange.question + exchange.answer
+            assert exchange.question[0].isupper()
+            assert exchange.question[-1] in ".?"
+            assert re.search(rf"\b{re.escape(exchange.value)}\b", exchange.answer, re.IGNORECASE), exchange
+            assert exchange.answer.startswith(frame.opening)
+
+
+@pytest.mark.parametrize(
+    ("skill", "case", "value"),
+    [
+        ("plus", {"a": "seven", "b": "fifteen"}, "twenty-two"),
+        ("times", {"a": "twelve", "b": "twelve"}, "one hundred forty-four"),
+        ("half", {"a": "thirty-six"}, "eighteen"),
+        ("larger", {"a": "four", "b": "fifty-two"}, "fifty-two"),
+        ("hours later", {"a": "eleven", "n": "three"}, "two"),
+        ("hours earlier", {"a": "one", "n": "two"}, "eleven"),
+        ("days later", {"a": "Saturday", "n": "three"}, "Tuesday"),
+        ("days earlier", {"a": "Monday", "n": "one"}, "Sunday"),
+        ("months later", {"a": "November", "n": "three"}, "February"),
+        ("first month", {"a": "May", "b": "March"}, "March"),
+        ("season", {"a": "December"}, "winter"),
+        ("season", {"a": "March"}, "spring"),
+        ("days of a month", {"a": "June"}, "thirty"),
+        ("legs", {"a": "spiders", "n": "three"}, "twenty-four"),
+        ("price", {"a": "hats", "n": "three", "b": "five"}, "fifteen"),
+        ("minutes", {"a": "two"}, "one hundred twenty"),
+        ("opposite", {"a": "cold"}, "hot"),
+        ("last word", {"a": "the farmer feeds the horses"}, "horses"),
+    ],
+)
+def test_answers_are_right(skill, case, value):
+    cases = next(each.cases for each in SKILLS if each.name == skill)
+    found = [each["value"] for each in cases if case.items() <= each.items()]
+    assert found == [value]
+
+
+def test_hundreds_of_wordings_each_with_one_answer_for_a_case():
+    assert len(SKILLS) * len(FRAMES) > 300
+    for skill in SKILLS:
+        questions = [ask(skill, frame, case).question for frame in FRAMES for case in skill.cases]
+        assert len(set(questions)) == len(questions), skill.name
+
+
+def test_what_is_held_out_is_never_trained_on_and_its_parts_are():
+    for name, cases in CASES.cases.items():
+        assert cases
+        assert not [case for case in cases if case in TRAINING.cases[name]]
+    assert not WORDINGS.wordings & TRAINING.wordings
+    assert {skill for skill, _ in TRAINING.wordings} == {skill.name for skill in SKILLS}
+    assert {frame for _, frame in TRAINING.wordings} == {frame.name for frame in FRAMES}
+    assert len(WORDINGS.wordings) >= len(SKILLS)
+    assert not {voice.name for voice in USER_VOICES} & {voice.name for voice in HELDOUT_VOICES}
+    assert {voice.speaker for voice in HELDOUT_VOICES}.isdisjoint(voice.speaker for voice in USER_VOICES)
+
+
+def test_dialogues_lean_on_what_was_said():
+    kinds = {exchange.kind for talk in some(TRAINING, 400) for exchange in talk.exchanges}
+    assert {"plus again", "next day", "capital again", "name", "food", "number", "sum"} <= kinds
+    for talk in some(TRAINING, 400):
+        for before, exchange in itertools.pairwise(talk.exchanges):
+            if exchange.kind == "plus again":
+                first, more = before.value, exchange.question.removeprefix("And plus ").rstrip("?")
+                numbers = {spoken(n): n for n in range(100)}
+                assert exchange.value == spoken(numbers[first] + numbers[more])
+        if talk.exchanges[-1].kind == "name":
+            assert talk.exchanges[-1].value in talk.exchanges[0].question
+
+
+def test_a_dialogue_depends_on_nothing_but_its_number():
+    assert some(TRAINING, 20) == some(TRAINING, 20)
+    assert some(TRAINING, 20)[7] != some(TRAINING, 20)[8]
+
+
+def test_pauses_and_barge_ins():
+    talks = some(TRAINING, 200, pause_share=1.0, barge_in_share=1.0)
+    assert all(len(talk.exchanges) - 1 not in talk.barge_ins for talk in talks)
+    assert any(talk.barge_ins for talk in talks)
+    for talk in talks:
+        for i, pause in talk.pauses.items():
+            assert 2 <= pause.after_words <= len(talk.exchanges[i].question.split()) - 2
+    assert not any(talk.pauses or talk.barge_ins for talk in some(TRAINING, 50, pause_share=0.0, barge_in_share=0.0))
+
+
+def test_turns_lie_as_planned():
+    voice = SMALL.user_voices[0]
+    talk = next(talk for talk in some(TRAINING, 50, barge_in_share=1.0) if 0 in talk.barge_ins)
+    turns, num_frames = lay_out(talk, SMALL, voice)
+    question, answer, next_question = turns[:3]
+    assert question.start == talk.gaps[0]
+    assert answer.start == question.end + SMALL.answer_gap_frames
+    assert answer.end - SMALL.overlap_frames <= next_question.start < answer.end
+    assert answer.value is None
+    assert turns[-1].value == talk.exchanges[-1].value
+    assert num_frames == turns[-1].end + SMALL.tail_frames
+
+
+def test_a_corpus_that_training_can_use(tmp_path):
+    hours = build_talk_corpus(tmp_path / "talk", SMALL)
+    assert list(hours) == ["train", "heldout", "heldout_wording", "heldout_voice"]
+    assert hours["train"] == pytest.approx(SMALL.hours, rel=0.5)
+    for name, split in splits(SMALL).items():
+        folder = str(tmp_path / "talk" / "corpus" / name)
+        num_cuts, problems = check_shar(folder, Roles.of(["user"], ["agent"]))
+        assert not problems
+        cuts = list(CutSet.from_shar(in_dir=folder))
+        assert num_cuts == len({cut.id for cut in cuts}) >= 2
+        assert sum(cut.duration for cut in cuts) / 3600 == pytest.approx(hours[name])
+        for cut in cuts:
+            assert cut.custom["user_voice"] in {voice.name for voice in split.voices}
+            agent = [turn for turn in cut.supervisions if turn.speaker == "agent"]
+            for turn in agent:
+                if turn.custom:
+                    assert turn.custom["value"].lower() in turn.text.lower()
+            assert cut.load_audio().shape[1] * 22050 == cut.load_target_audio().shape[1] * 16000
+    for name in ("noise", "rooms"):
+        assert len(list((tmp_path / "talk" / name).iterdir())) >= 24
+    with pytest.raises(FileExistsError, match="isn't empty"):
+        build_talk_corpus(tmp_path / "talk", SMALL)
+
+
+def test_processes_say_the_same(tmp_path):
+    """Not to the sample: Pico speaks a little faster or slower each time."""
+    said = []
+    for processes in (1, 2):
+        build_talk_corpus(tmp_path / str(processes), SMALL, num_processes=processes)
+        folders = [str(tmp_path / str(processes) / "corpus" / name) for name in splits(SMALL)]
+        cuts = [cut for folder in folders for cut in CutSet.from_shar(in_dir=folder)]
+        turns = {cut.id: [(turn.text, turn.speaker, turn.custom) for turn in cut.supervisions] for cut in cuts}
+        said.append((turns, {cut.id: cut.custom["user_voice"] for cut in cuts}))
+    assert said[0] == said[1]
+
+
+def test_noises_and_rooms():
+    rng = np.random.default_rng(0)
+    spectra = {color: np.abs(np.fft.rfft(noise(color, rng))) for color in ("white", "brown")}
+    low = {color: spectrum[: len(spectrum) // 8].sum() / spectrum.sum() for color, spectrum in spectra.items()}
+    assert low["white"] == pytest.approx(1 / 8, abs=0.02)
+    assert low["brown"] > 0.6
+    response_S = room(rng)
+    assert response_S.argmax() == 0
+    assert np.abs(response_S[-len(response_S) // 10 :]).max() < 0.5 * np.abs(response_S[16:]).max()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("--hours", "0"), ("--heldout", "0"), ("--processes", "0"), ("--hours", "-3")]
+)
+def test_numbers_that_make_no_corpus(argument, value, tmp_path):
+    with pytest.raises(ValueError, match="must be positive"):
+        main(["talk", str(tmp_path / "talk"), argument, value])
+    assert not (tmp_path / "talk").exists()
+
+
+def test_surroundings_can_be_read(tmp_path):
+    from s2s_data.talk.rooms import write_surroundings
+
+    write_surroundings(tmp_path, seed=0, num_noises=3, num_rooms=2)
+    audio_S, rate_hz = soundfile.read(tmp_path / "noise" / "000.flac")
+    assert rate_hz == 16000
+    assert 0.3 < np.abs(audio_S).max() <= 0.5
