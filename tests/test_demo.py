@@ -21,7 +21,7 @@ def test_the_corpus_is_clean(split, size):
 def fit(folder: Path, *overrides: str) -> str:
     command = [sys.executable, "-m", "s2s_train", "fit", "apps/train/conf/demo.yaml"]
     short = ["trainer.limit_train_batches=2", f"exp_manager.explicit_log_dir={folder}", "trainer.log_every_n_steps=1"]
-    sets = [f"data.validation_ds.datasets.{name}.batch_size=2" for name in ("train_seen", "heldout", "heldout_voice")]
+    sets = [f"data.validation_ds.datasets.{name}.batch_size=1" for name in ("train_seen", "heldout", "heldout_voice")]
     run = subprocess.run(
         [*command, *short, *sets, "trainer.limit_val_batches=1", *overrides],
         cwd=ROOT, capture_output=True, text=True, check=False,

@@ -1,9 +1,15 @@
 """The benchmark of whole runs, in small on a CPU, in a process of its own as a user starts it."""
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu_fit import run
+from benchmarks.peer_size import SIZES
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--size", "tiny", "--device", "cpu", "--dialogues", "24", "--workers", "1"]
@@ -19,10 +25,6 @@ def test_a_short_run_of_the_app_tells_when_its_first_step_was_done(tmp_path):
 
 
 def test_a_run_that_the_app_refuses_ends_with_its_message(tmp_path):
-    out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "benchmarks.gpu_fit", *SMALL, "--runs", "cold", "--out", str(out)]
-    done = subprocess.run(
-        [*command, "--set", "trainer.max_stepz=1"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "max_stepz" in json.loads(out.read_text())["failed"][0]
+    args = argparse.Namespace(device="cpu", workers=1, steps=5, limit_s=170.0, set=["trainer.max_stepz=1"])
+    with pytest.raises(RuntimeError, match=r"fit ended with [1-9](.|\n)*max_stepz"):
+        run(tmp_path, "cold", SIZES["tiny"], args)

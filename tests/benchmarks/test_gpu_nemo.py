@@ -1,11 +1,15 @@
 """The benchmark beside NeMo, in small on a CPU, in a process of its own as a user starts it."""
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks.comparison import Comparison
+from benchmarks.gpu_report import Report
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,10 +34,12 @@ def test_losses_gradients_codes_and_answers_of_both_models_agree(agreed):
     assert "| small batch | float32 loss |" in done.stdout
 
 
-def test_a_model_that_computes_another_loss_ends_with_an_error(tmp_path):
-    out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "benchmarks.gpu_nemo", "--size", "tiny", "--device", "cpu", "--only", "agree"]
-    command += ["--model", "text_loss_weight=3.01", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "losses or gradients differ" in json.loads(out.read_text())["failed"][0]
+@pytest.mark.parametrize(("ours", "failed"), [(5.0001, False), (5.001, True)])
+def test_another_loss_lets_the_run_fail(ours, failed, tmp_path):
+    report = Report(tmp_path / "out.json")
+    for who, loss in (("nemo", 5.0), ("ours", ours)):
+        report.put({"loss": loss, "gradient_norm": 1.0}, who, "agree")
+    args = argparse.Namespace(size="tiny", device="cpu", dtype="float32", only=["agree"], who=["nemo", "ours"])
+    Comparison(args, report, tmp_path)._check_agreement()
+    assert bool(report.failed) == failed
+    assert json.loads((tmp_path / "out.json").read_text())["agreement"]["agree"] is not failed
