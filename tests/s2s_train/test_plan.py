@@ -241,6 +241,22 @@ def test_refused_meshes_are_named_with_the_reason(config, capsys):
     assert "tensor_parallel_size (3)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("family", ["Llama", "StableLm"])
+def test_frames_are_shared_by_families_known_to_share_them(config, tmp_path, capsys, family):
+    import transformers
+
+    shape = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "architectures": [f"{family}ForCausalLM"]}
+    getattr(transformers, f"{family}Config")(**shape, **heads).save_pretrained(tmp_path / "llm")
+    mesh = ["trainer.strategy._target_=s2s_parallel.strategy.MeshStrategy", "trainer.devices=2"]
+    keys = [f"model.pretrained_llm={tmp_path / 'llm'}", *mesh, "trainer.strategy.context_parallel_size=2"]
+    assert main(["plan", str(config), *keys]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    refused = "context_parallel_size: stablelm LLMs aren't known to share frames" in text
+    assert refused == (family == "StableLm")
+    assert ("No mesh fits" in text) == refused
+
+
 def test_what_is_missing_is_said(config, capsys):
     assert main(["plan", str(config), "model.pretrained_llm=/nowhere/llm"]) == 2
     assert "model.pretrained_llm: no folder /nowhere/llm" in capsys.readouterr().err
