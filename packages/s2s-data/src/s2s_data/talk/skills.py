@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from s2s_data.demo.dialogues import CAPITALS, COLORS, DAYS
 from s2s_data.talk.numbers import spoken
 
-Case = dict[str, str]  # words for the places of a skill's texts; `value` is what the answer has to contain
+# Words for the places of a skill's texts; `value` is what the answer has to contain, with its unit: recognisers write
+# "$12" and "2 o'clock", of which the number alone is no word.
+Case = dict[str, str]
 
 MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
@@ -113,8 +115,8 @@ def _words(pairs: dict[str, str]) -> tuple[Case, ...]:
 
 
 def _hours(sign: int) -> tuple[Case, ...]:
-    hours = [spoken(hour) for hour in range(1, 13)]
-    return _steps(hours, range(1, 12), sign)
+    cases = _steps([spoken(hour) for hour in range(1, 13)], range(1, 12), sign)
+    return tuple(case | {"value": f"{case['value']} o'clock"} for case in cases)
 
 
 def _larger() -> tuple[Case, ...]:
@@ -139,11 +141,16 @@ def _legs() -> tuple[Case, ...]:
 
 def _prices() -> tuple[Case, ...]:
     return tuple(
-        {"n": spoken(n), "a": thing, "b": spoken(price), "value": spoken(n * price)}
+        {"n": spoken(n), "a": thing, "b": spoken(price), "value": f"{spoken(n * price)} dollars"}
         for thing in THINGS
         for n in range(2, 8)
         for price in range(2, 8)
     )
+
+
+def _changes() -> tuple[Case, ...]:
+    cases = _numbers(((a, b) for a, b in _square(2, 30) if a > b + 1), lambda a, b: a - b)
+    return tuple(case | {"value": f"{case['value']} dollars"} for case in cases)
 
 
 def _seasons() -> tuple[Case, ...]:
@@ -181,10 +188,10 @@ SKILLS = (
     _of("larger", "which is larger, {a} or {b}", "which is larger, {a} or {b}", "the larger of {a} and {b}",
         "{value} is larger than {other}.", _larger()),
     _of("hours later", "what time is it {n} hour{s} after {a} o'clock", "what time it is {n} hour{s} after {a} o'clock",
-        "the time {n} hour{s} after {a} o'clock", "then it is {value} o'clock.", _hours(1)),
+        "the time {n} hour{s} after {a} o'clock", "then it is {value}.", _hours(1)),
     _of("hours earlier", "what time was it {n} hour{s} before {a} o'clock",
         "what time it was {n} hour{s} before {a} o'clock", "the time {n} hour{s} before {a} o'clock",
-        "then it was {value} o'clock.", _hours(-1)),
+        "then it was {value}.", _hours(-1)),
     _of("days later", "which day is {n} day{s} after {a}", "which day is {n} day{s} after {a}",
         "the day {n} day{s} after {a}", "that is {value}.", _steps(DAYS, range(1, 7), 1)),
     _of("days earlier", "which day was {n} day{s} before {a}", "which day was {n} day{s} before {a}",
@@ -213,10 +220,9 @@ SKILLS = (
     _of("legs", "how many legs do {n} {a} have", "how many legs {n} {a} have", "the number of legs of {n} {a}",
         "{n} {a} have {value} legs.", _legs()),
     _of("price", "how much do {n} {a} cost at {b} dollars each", "how much {n} {a} cost at {b} dollars each",
-        "the price of {n} {a} at {b} dollars each", "they cost {value} dollars.", _prices()),
+        "the price of {n} {a} at {b} dollars each", "they cost {value}.", _prices()),
     _of("change", "how much is left of {a} dollars if I spend {b}", "how much is left of {a} dollars if I spend {b}",
-        "what is left of {a} dollars after spending {b}", "{value} dollars are left.",
-        _numbers(((a, b) for a, b in _square(2, 30) if a > b + 1), lambda a, b: a - b)),
+        "what is left of {a} dollars after spending {b}", "{value} are left.", _changes()),
     _of("age", "how old will I be in {b} years if I am {a} now", "how old I will be in {b} years if I am {a} now",
         "my age in {b} years if I am {a} now", "you will be {value}.",
         _numbers(((a, b) for a in range(10, 60, 3) for b in range(2, 11)), lambda a, b: a + b)),
