@@ -30,7 +30,7 @@ SILENCE_K = np.array([-1, -2], dtype=np.int64)
 # The user from frame 5 to 15, the agent from 20 to 40, the user from 45 to 50, the agent from 54 to 58.
 TURNS = (
     Turn("user", 0.4, 0.8, "what is two and two"),
-    Turn("agent", 1.6, 1.6, "one two three four five six seven eight nine ten"),
+    Turn("agent", 1.6, 1.6, "one two three four five six seven eight nine ten", "ten"),
     Turn("user", 3.6, 0.4, "thank you"),
     Turn("agent", 4.32, 0.32, "you are welcome"),
 )
@@ -214,6 +214,7 @@ def test_words_stay_in_proportion_to_the_time_kept(seed: int) -> None:
     changed, barge_in, _ = interrupted(seed, overlap_frames=2)
     words = TURNS[1].text.split()  # ten words in 20 frames: one in two frames
     assert changed.turns[1].text.split() == words[: (barge_in + 2 - 20) // 2]
+    assert changed.turns[1].value is None  # "ten" is said no more
 
 
 def test_one_word_stays_at_least() -> None:

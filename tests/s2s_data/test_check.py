@@ -115,6 +115,14 @@ def test_only_the_first_examples_are_shown(tmp_path: Path, capsys: pytest.Captur
     assert "d0, d1, …" in out
 
 
+def test_a_value_that_is_no_text_keeps_a_cut_from_loading(tmp_path: Path) -> None:
+    cuts = [make("good"), make("bad")]
+    cuts[1].supervisions[1].custom = {"value": 4}
+    (problem,) = check_shar(str(write(tmp_path / "shar", cuts)), ROLES).problems
+    assert (problem.kind, problem.cut_id) == ("unloadable", "bad")
+    assert "the value of its supervision bad-1 is 4" in problem.what
+
+
 def test_clean_corpus_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", clean_shar(tmp_path / "shar")]) == 0
     assert capsys.readouterr().out == "6 cuts, 0 errors, 0 warnings\n"

@@ -1,6 +1,7 @@
 """Cuts to tensors: shapes, dtypes, what is loaded when, and errors that name the cut."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import soundfile
 import torch
 from lhotse import CutSet, MonoCut, MultiCut, Recording
 
-from s2s_data import DataError, DuplexDataset, Turn, read_blend
+from s2s_data import DataError, DuplexDataset, Turn, UnreadableCutError, read_blend
 from s2s_data.audio import load_audio
 from tests.s2s_data.builders import NUM_CODEBOOKS, WordTokenizer, dialogue, recording, write_shar
 
@@ -35,6 +36,28 @@ def test_batch_of_audio() -> None:
     assert batch["source_texts"] == ["what is two"] * 2
     assert batch["target_texts"] == ["it is four"] * 2
     assert batch["turns"][0] == [Turn("user", 0.0, 0.8, "what is two"), Turn("agent", 0.88, 0.72, "it is four")]
+
+
+def with_value(cut_id: str, value: object) -> MonoCut:
+    """Return a dialogue both of whose turns have the custom field `value`."""
+    cut = dialogue(cut_id)
+    for supervision in cut.supervisions:
+        supervision.custom = {"value": value}
+    return cut
+
+
+def test_what_the_answer_must_contain_comes_with_the_agents_turns() -> None:
+    batch = DuplexDataset(TOKENIZER)[[with_value("a", " forty  two "), with_value("b", None), dialogue("c")]]
+    assert [[turn.value for turn in turns] for turns in batch["turns"]] == [[None, "forty two"], [None] * 2, [None] * 2]
+
+
+@pytest.mark.parametrize("value", [12, True, ["twelve"], "", "  ", "<|3|>"])
+def test_a_value_that_is_no_text_is_an_error_with_cut_and_supervision(value: object) -> None:
+    cut = with_value("my-cut", value)
+    place = re.escape(f"cut my-cut: the value of its supervision {cut.supervisions[1].id} is {value!r}: write the text")
+    with pytest.raises(UnreadableCutError, match=place):
+        DuplexDataset(TOKENIZER)[[cut]]
+    assert DuplexDataset(TOKENIZER).count_tokens(cut) == 3  # planning goes on
 
 
 def test_channels_arent_mixed_up() -> None:

@@ -24,6 +24,7 @@ class Turn(NamedTuple):
     start_s: float
     duration_s: float
     text: str
+    value: str | None = None
 
 
 @dataclass(frozen=True)

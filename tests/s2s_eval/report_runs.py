@@ -20,6 +20,7 @@ METRICS = {
     "val_token_perplexity": float("inf"),
     "val_code_accuracy_seen_k0": 55.0,
     "val_code_accuracy_seen_k1": 44.0,
+    "val_answer_accuracy_seen": 50.0,
     "val_of_a_later_version": 1.25,
 }
 ABOUT = {"asr": "package:x", "bleu": "nrefs:1", "language": "en"}
@@ -45,8 +46,11 @@ def write_validation(
 
 def talked() -> DialogueScore:
     """Return a dialogue of 4 s that has everything a record can have."""
+    dialogue = scored("seen", "cut2", [("good day", "good day"), ("", "so long")], ceiling="good day")
+    values = ["Day", "long"]
     return replace(
-        scored("seen", "cut2", [("good day", "good day"), ("", "so long")], ceiling="good day"),
+        dialogue,
+        scored_turns=[replace(turn, value=value) for turn, value in zip(dialogue.scored_turns, values, strict=True)],
         turns=[
             SpokenTurn("user", 0.0, 0.9, "Hello there"),
             SpokenTurn("agent", 1.0, 1.8, "good day"),

@@ -10,7 +10,15 @@ import torch
 from s2s_eval.batch_scoring import score_batch
 from s2s_eval.config import ScoringConfig
 from s2s_eval.dialogue_scores import one_per_dialogue, shuffled_bleu, validation_metrics
-from s2s_eval.metrics import bleu_signature, corpus_bleu, corpus_cer, corpus_wer, empty_rate
+from s2s_eval.metrics import (
+    answer_accuracy,
+    bleu_signature,
+    contains,
+    corpus_bleu,
+    corpus_cer,
+    corpus_wer,
+    empty_rate,
+)
 from s2s_eval.quality import QualityScorer
 from s2s_eval.speaker_similarity import SpeakerSimilarity
 from s2s_eval.text import normalize
@@ -154,6 +162,71 @@ class TestSaid:
         assert validation_metrics([replace(dialogue, scored_turns=turns)], has_asr=True)["val_said_wer"] == 150
         silent = replace(dialogue, scored_turns=[replace(turn, asr="", generated_text="") for turn in turns])
         assert "val_said_wer" not in validation_metrics([silent], has_asr=True)
+
+
+class TestAnswerAccuracy:
+    @pytest.mark.parametrize(
+        ("text", "value", "is_in"),
+        [
+            ("Seven plus five is twelve.", "12", True),
+            ("It's 12!", "twelve", True),
+            ("I like tennis", "ten", False),
+            ("It is nineteen.", "nine", False),
+            ("The capital is New York, I think", "new york", True),
+            ("York is new", "New York", False),
+            ("a new and old York", "New York", False),
+            ("It is two hundred and five", "205", True),
+            ("twelve dollars", "twelve", False),  # "$12", by the normaliser
+            ("twelve dollars", "$12", True),
+            ("", "twelve", False),
+        ],
+    )
+    def test_whole_words_in_their_order(self, text: str, value: str, is_in: bool) -> None:
+        assert contains(text, value) is is_in
+        assert answer_accuracy([text], [value]) == 100 * is_in
+
+    def test_of_other_languages(self) -> None:
+        assert contains("Es sind Zwölf.", "zwölf", "de")
+        assert not contains("Es sind 12.", "zwölf", "de")
+        assert contains("答案是十二。", "十二", "zh")
+        with pytest.raises(ValueError, match="language='xx'"):
+            answer_accuracy(["a"], ["a"], "xx")
+
+    def test_turns_without_a_value_do_not_count(self) -> None:
+        assert answer_accuracy(["it is ten", "so", "nine", "um"], ["ten", None, "eight", "um"]) == 50
+        assert answer_accuracy(["so", "um"], [None, "um"]) is None
+        assert answer_accuracy([], []) is None
+
+    def test_each_turn_counts_once_in_speech_text_and_ceiling(self) -> None:
+        """Counted by hand: of 4 values in two sets, 3 are heard, 1 is written, and 1 of the 3 in a ceiling is there."""
+        first = scored("seen", "a", [("it is four", "x"), ("ten", "x"), ("blue", "x"), ("so", "x")], ceiling="the ten")
+        second = scored("new", "b", [("tennis", "x"), ("no value", "x")])
+        values = iter(["four", "ten", "blue", None, "ten", None])
+        dialogues = [
+            replace(
+                one,
+                scored_turns=[
+                    replace(turn, value=next(values), generated_text="4" if turn.asr == "it is four" else "")
+                    for turn in one.scored_turns
+                ],
+            )
+            for one in (first, second)
+        ]
+        found = {k: v for k, v in validation_metrics(dialogues, has_asr=True).items() if "answer_accuracy" in k}
+        assert found == {
+            "val_answer_accuracy": 75,
+            "val_answer_accuracy_seen": 100,
+            "val_answer_accuracy_new": 0,
+            "val_answer_accuracy_text": 25,
+            "val_answer_accuracy_text_seen": pytest.approx(100 / 3),
+            "val_answer_accuracy_text_new": 0,
+            "ceiling_answer_accuracy_seen": pytest.approx(100 / 3),
+        }
+        without_asr = validation_metrics(dialogues, has_asr=False)
+        assert {name for name in without_asr if "answer" in name} == {name for name in found if "_text" in name}
+        named_badly = [replace(one, dataset="text") for one in dialogues]
+        with pytest.raises(ValueError, match="val_answer_accuracy_text of the data set 'text' is another metric's"):
+            validation_metrics(named_badly, has_asr=True)
 
 
 class TestStatistics:

@@ -110,8 +110,10 @@ def test_every_kind_of_metric_is_there(one_rank) -> None:
     metrics, lines, _ = one_rank
     assert [json.loads(line)["cut_id"] for line in lines] == ["d0", "d2", "d4", "d1", "d3"]
     expected = ["asr_bleu", "asr_cer", "said_wer", "txt_bleu", "latency_s_median", "talk_over", "code_perplexity"]
+    expected += ["answer_accuracy", "answer_accuracy_text"]
     assert {f"val_{name}{suffix}" for name in expected for suffix in ("", "_even", "_odd")} <= set(metrics)
     assert metrics["val_asr_bleu"] > 50
+    assert 0 < metrics["val_answer_accuracy"] < metrics["val_answer_accuracy_text"] == 100
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -60,10 +60,13 @@ def test_the_page_holds_the_last_validation(tmp_path: Path) -> None:
     assert [dialogue["cut_id"] for dialogue in data["dialogues"]] == ["cut3", "cut2", "cut/1"]  # worst first
     assert dialogues["cut/1"]["scored_turns"][0]["reference"] == NASTY
     assert [turn["wer"] for turn in dialogues["cut2"]["scored_turns"]] == [0, 100]
+    assert [turn["is_heard"] for turn in dialogues["cut2"]["scored_turns"]] == [True, False]
+    assert [turn["is_heard"] for turn in dialogues["cut3"]["scored_turns"]] == [None]
     assert {cut_id for cut_id, dialogue in dialogues.items() if dialogue["audio"]} == set(sounds) == {"cut/1", "cut2"}
     assert dialogues["cut2"]["scores"] == {
         "wer": pytest.approx(50),
         "bleu": pytest.approx(dialogues["cut2"]["scores"]["bleu"]),
+        "answers": 50,
         "latency": 0.35,
         "missed": 1,
         "barge_ins": 1,
@@ -131,7 +134,7 @@ def test_curves_are_thinned_and_keep_their_last_value(tmp_path: Path) -> None:
     curves = {series["name"]: series["points"] for chart in data["charts"] for series in chart["series"]}
     assert set(curves) == {
         *("train_loss", "val_loss", "val_loss_seen", "val_asr_bleu", "val_asr_bleu_seen"),
-        *("ceiling_asr_bleu_seen", "val_latency_s_median"),
+        *("ceiling_asr_bleu_seen", "val_latency_s_median", "val_answer_accuracy_seen"),
     }
     assert 100 < len(curves["train_loss"]) <= 300
     assert curves["train_loss"][-1] == [1000, 0.005]

@@ -172,7 +172,7 @@ def test_it_sorts_by_any_score_filters_and_searches(browser: Browser, page: Path
     assert found.pop("start") == ["cut2", "cut/1"]
     orders = found.pop("orders")
     assert {name.partition(":")[0] for name in orders} == {
-        *("wer", "bleu", "latency", "missed", "barge_ins", "quality", "similarity", "tokens", "codes"),
+        *("wer", "bleu", "answers", "latency", "missed", "barge_ins", "quality", "similarity", "tokens", "codes"),
         *("name", "duration"),
     }
     assert found == {
@@ -218,6 +218,7 @@ def test_the_timeline_shows_speech_answers_and_barge_ins(browser: Browser, page:
           events: all(".event").map((node) => [node.textContent, ...left(node)]),
           scores: all(".card[open] .body .chip").map((node) => node.textContent),
           turns: all(".lane.generated .turn").map((node) => node.textContent),
+          values: all('.card[open] td[data-title="Must contain"]').map((node) => [node.textContent, node.className]),
         };
         """,
     )
@@ -227,10 +228,11 @@ def test_the_timeline_shows_speech_answers_and_barge_ins(browser: Browser, page:
     assert found["events"][3][1:] == pytest.approx([55, 45], abs=0.2)
     assert found["scores"][0] == "WER 50 %"
     assert found["scores"][2:] == [
-        *("latency 0.35 s", "missed 1", "barge-ins failed 1", "quality 3.25", "voice 0.80", "tokens right 90 %"),
-        "codes right 50 %",
+        *("answers 50 %", "latency 0.35 s", "missed 1", "barge-ins failed 1", "quality 3.25", "voice 0.80"),
+        *("tokens right 90 %", "codes right 50 %"),
     ]
     assert found["turns"] == ["good day", "…"]
+    assert found["values"] == [["Day ✓", "good"], ["long ✗", "bad"]]
 
 
 def test_every_metric_is_there_and_the_main_ones_first(browser: Browser, page: Path) -> None:

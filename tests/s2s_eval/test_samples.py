@@ -56,7 +56,7 @@ def test_a_dialogues_line_holds_all_that_is_known_of_it(tmp_path: Path) -> None:
     (line,) = (tmp_path / "seen" / "dialogues.jsonl").read_text().splitlines()
     record = json.loads(line)
     assert set(asdict(dialogue)) <= set(record)
-    assert record["turns"][0] == {"role": "agent", "start_s": 0.0, "end_s": 1.0, "text": "good day"}
+    assert record["turns"][0] == {"role": "agent", "start_s": 0.0, "end_s": 1.0, "text": "good day", "value": None}
     assert record["generated_speech"] == [[1.25, 2.0]]
     assert record["barge_ins"] == [{"start_s": 6.0, "stop_s": 6.5, "kind": "yield", "success": True}]
     assert record["latency_s"] == 0.5

@@ -35,6 +35,7 @@ def write_references(folder: Path, dialogues: list[SpokenDialogue], *, speech: b
     for dialogue in dialogues:
         turns = [
             {"role": turn.role, "start": turn.start_s, "duration": turn.duration_s, "text": turn.text}
+            | ({"value": turn.value} if turn.value else {})
             for turn in dialogue.turns
         ]
         (folder / f"{dialogue.cut_id}.json").write_text(json.dumps({"turns": turns}))
@@ -128,7 +129,7 @@ class TestRealSpeech:
         assert score(samples, samples / "dialogues.jsonl", "--asr", WHISPER, "--out", tmp_path / "out") == 0
         again = written_metrics(tmp_path / "out")
         assert again == pytest.approx({name: metrics[name] for name in again}, abs=1e-4)
-        assert "val_txt_bleu_real" in again
+        assert {"val_txt_bleu_real", "val_answer_accuracy_real"} <= again.keys()
 
     def test_speech_is_a_reference_too(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Mono files of another rate, in folders; the references of one file say the words of the other."""
@@ -204,6 +205,28 @@ class TestTexts:
         assert score(hyp, ref, "--asr", "none", "--allow-missing", "--out", tmp_path / "out") == 0
         assert written_metrics(tmp_path / "out")["val_txt_bleu"] == pytest.approx(100)
         assert "without the 1 that have no ID.hyp.txt (b)" in capsys.readouterr().out
+
+    def test_right_answers_are_of_those_texts_whose_turns_are_known(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Dialogue b has no line for each of its two turns: it isn't known which answer is which."""
+        hyp = texts(tones(tmp_path / "textual", "a.wav", "b.wav"), **{"a.hyp": "it is ten\nTwelve!", "b.hyp": "five"})
+        ref = tmp_path / "ref"
+        ref.mkdir()
+        turns = [
+            {"role": "agent", "start": start, "end": start + 0.4, "text": "of course", "value": value}
+            for start, value in [(0.0, "nine"), (0.5, "12")]
+        ]
+        for name in "ab":
+            (ref / f"{name}.json").write_text(json.dumps({"turns": turns}))
+        assert score(hyp, ref, "--asr", "none", "--out", tmp_path / "out") == 0
+        metrics = written_metrics(tmp_path / "out")
+        assert metrics["val_answer_accuracy_text"] == metrics["val_answer_accuracy_text_textual"] == 50
+        assert "val_answer_accuracy_textual" not in metrics
+        assert "val_answer_accuracy_text: without the 1 whose ID.hyp.txt" in capsys.readouterr().out
+        record = json.loads((tmp_path / "out/samples/step_0/textual/dialogues.jsonl").read_text().splitlines()[0])
+        assert (record["answer_accuracy"], record["answer_accuracy_text"]) == (None, 50)
+        assert [turn["value"] for turn in record["turns"]] == ["nine", "12"]
 
     def test_speech_without_a_recogniser_has_nothing_to_score(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -324,6 +347,11 @@ class TestMistakes:
             ('{"turns": [{"role": "user", "start": "0", "end": 1}]}', "turns[0]: start is '0'"),
             ('{"turns": [{"role": "user", "start": 0, "duration": NaN}]}', "turns[0]: duration is nan"),
             ('{"turns": [{"role": "user", "start": 2, "end": 1}]}', "turns[0]: it ends before it starts at 2 s"),
+            ('{"turns": [{"role": "agent", "start": 0, "end": 1, "text": "4", "value": 4}]}', "turns[0]: value is 4"),
+            (
+                '{"turns": [{"role": "agent", "start": 0, "end": 1, "text": "4", "value": " "}]}',
+                "turns[0]: value is ' '",
+            ),
         ],
     )
     def test_malformed_turns(self, content: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

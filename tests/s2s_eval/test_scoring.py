@@ -69,6 +69,11 @@ class TestSpeakingModel:
         assert metrics["val_asr_wer_new"] < 25
         assert metrics["val_empty_rate_seen"] == 0
         assert "shuffled_asr_bleu_new" not in metrics
+        # of Paris, twelve and Tuesday Whisper doesn't hear twelve
+        assert metrics["val_answer_accuracy_seen"] == pytest.approx(200 / 3)
+        assert metrics["ceiling_answer_accuracy_seen"] == pytest.approx(200 / 3)
+        assert metrics["val_answer_accuracy_new"] == 50
+        assert metrics["val_answer_accuracy_text_new"] == 100
 
     def test_checkpoints_can_monitor_asr_bleu(self, speaking_run) -> None:
         run_dir, fit, _ = speaking_run
@@ -90,6 +95,13 @@ class TestSpeakingModel:
         assert [line["cut_id"] for line in lines] == ["france", "sums"]
         assert lines[0]["scored_turns"][0]["reference"] == "The capital of France is Paris."
         assert "paris" in lines[0]["scored_turns"][0]["asr"].lower()
+        assert [line["answer_accuracy"] for line in lines] == [100, 50]
+        assert [turn["value"] for line in lines for turn in line["scored_turns"]] == [
+            "Paris",
+            None,
+            "twelve",
+            "Tuesday",
+        ]
         scores = json.loads((folder / "scores.json").read_text())
         assert scores["metrics"]["val_txt_bleu"] == pytest.approx(100)
         assert "version:" in scores["about"]["bleu"]

@@ -9,6 +9,7 @@ METRICS = {
     "val_asr_bleu": 30.0,
     "val_asr_bleu_a": 40.25,
     "ceiling_asr_bleu_a": 80.0,
+    "val_answer_accuracy_a": 25.0,
     "val_code_accuracy_a_k0": 3.0,
     "train_loss": 7.0,
 }
@@ -16,8 +17,8 @@ METRICS = {
 
 def test_a_row_for_each_data_set_and_a_column_for_what_is_known():
     titles, rows = headline(METRICS)
-    assert titles == ["loss", "ASR-BLEU", "ceiling"]
-    assert rows == {"a": ["1", "40.25", "80"], "b_c": ["2", "", ""], "all": ["1.5", "30", ""]}
+    assert titles == ["loss", "ASR-BLEU", "ceiling", "answers %"]
+    assert rows == {"a": ["1", "40.25", "80", "25"], "b_c": ["2", "", "", ""], "all": ["1.5", "30", "", ""]}
 
 
 def test_one_line_over_all_data_sets():

@@ -10,6 +10,7 @@ COLUMNS = {
     "ASR-BLEU": "{stage}_asr_bleu",
     "ceiling": "ceiling_asr_bleu",
     "floor": "shuffled_asr_bleu",
+    "answers %": "{stage}_answer_accuracy",
     "WER %": "{stage}_asr_wer",
     "text BLEU": "{stage}_txt_bleu",
     "latency s": "{stage}_latency_s_median",

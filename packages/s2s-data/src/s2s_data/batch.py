@@ -17,6 +17,7 @@ class Turn(NamedTuple):
     start_s: float
     duration_s: float
     text: str
+    value: str | None = None  # what the agent's answer must contain; None: not known
 
     @property
     def end_s(self) -> float:

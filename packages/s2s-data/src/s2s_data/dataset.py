@@ -17,7 +17,7 @@ from s2s_data.audio import empty_rows, load_audio, pad_rows, place_of
 from s2s_data.batch import DuplexBatch, Turn, empty_batch
 from s2s_data.dialogue import Dialogue, FloatArray
 from s2s_data.errors import DataError, UnreadableCutError
-from s2s_data.roles import AGENT, USER, Roles
+from s2s_data.roles import AGENT, USER, Roles, clean_text
 from s2s_data.shar import RECORDING, TARGET_AUDIO, TARGET_CODES
 from s2s_data.stored_codes import check_fingerprint, load_codes, pad_codes
 from s2s_data.text_channel import FrameGrid, TextChannel, TextFitLog, build_text_channel
@@ -177,7 +177,9 @@ class DuplexDataset(Dataset[DuplexBatch]):
 
     def count_tokens(self, cut: Cut) -> int:
         """Count the text tokens of the agent's turns."""
-        return sum(len(self.tokenizer.text_to_ids(turn.text)) for turn in self.roles.turns(cut) if turn.role == AGENT)
+        # not by way of turns: planning doesn't end at a cut that loading skips
+        agents = (supervision for supervision in cut.supervisions if supervision.speaker in self.roles.output_roles)
+        return sum(len(self.tokenizer.text_to_ids(clean_text(agent.text or ""))) for agent in agents)
 
     def _text_channel(self, dialogue: Dialogue, role: str) -> TextChannel:
         return build_text_channel(_turns(dialogue, role), dialogue.grid, self.tokenizer)

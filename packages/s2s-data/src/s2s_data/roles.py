@@ -5,13 +5,16 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from lhotse import SupervisionSegment
 from lhotse.cut import Cut
 
+from s2s_data.audio import place_of
 from s2s_data.batch import Turn
-from s2s_data.errors import DataError
+from s2s_data.errors import DataError, UnreadableCutError
 
 USER = "user"
 AGENT = "agent"
+VALUE = "value"  # the custom field of an agent's supervision that tells what its answer must contain
 
 # Some corpora keep word times in the text ("<|3|> how <|5|>"); NeMo strips them, and so do we.
 _TIMESTAMP = re.compile(r"<\|\d+\|>")
@@ -40,7 +43,10 @@ class Roles:
         return roles
 
     def turns(self, cut: Cut) -> list[Turn]:
-        """Return the turns of ``cut`` by their start, with clean text; other speakers are left out."""
+        """Return the turns of ``cut`` by their start, with clean text; other speakers are left out.
+
+        Raises :class:`UnreadableCutError` for an agent's custom field ``value`` that isn't a text.
+        """
         turns = []
         for supervision in cut.supervisions:
             if supervision.speaker in self.output_roles:
@@ -50,13 +56,27 @@ class Roles:
             else:
                 continue
             text = clean_text(supervision.text or "")
-            turns.append(Turn(role, float(supervision.start), float(supervision.duration), text))
+            value = _value(supervision, cut) if role == AGENT else None
+            turns.append(Turn(role, float(supervision.start), float(supervision.duration), text, value))
         return sorted(turns, key=lambda turn: turn.start_s)
 
 
 def clean_text(text: str) -> str:
     """Strip ``<|12|>`` timestamps and superfluous white space."""
     return _SPACES.sub(" ", _TIMESTAMP.sub("", text)).strip()
+
+
+def _value(supervision: SupervisionSegment, cut: Cut) -> str | None:
+    """Return what the answer must contain, None where the supervision doesn't tell."""
+    value = (supervision.custom or {}).get(VALUE)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not clean_text(value):
+        raise UnreadableCutError(
+            f"{place_of(cut)}: the {VALUE} of its supervision {supervision.id} is {value!r:.100}: write the text that "
+            'the answer must contain, as in "twelve", or leave it out'
+        )
+    return clean_text(value)
 
 
 def check_roles(cuts: Iterable[Cut], roles: Roles, where: str) -> None:

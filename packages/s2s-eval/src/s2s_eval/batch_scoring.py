@@ -40,11 +40,12 @@ def score_batch(
 ) -> list[ScoredDialogue]:
     """Score one data set's batch. Without a transcriber (ASR scoring is off), turns get no transcripts.
 
-    ``batch`` has ``cut_ids``, ``turns``, ``target_texts``, ``source_audio`` [B, S] and, if stored, ``target_audio``;
-    ``output`` is what the model's ``validation_step`` returns for the data set: ``audio`` [B, S] with ``audio_lens``
-    [B] at ``sample_rate``, ``text``, ``text_turns``, for the ceiling ``ceiling_audio`` with its lens, and optionally
-    ``statistics`` (:class:`s2s_eval.token_metrics.Statistics`, each with a first dim of B). ``quality`` and
-    ``speakers`` are left out where they are None; both hear the whole generated channel and skip its silence.
+    ``batch`` has ``cut_ids``, ``turns`` (:class:`s2s_eval.turn_windows.TurnLike`), ``target_texts``, ``source_audio``
+    [B, S] and, if stored, ``target_audio``; ``output`` is what the model's ``validation_step`` returns for the data
+    set: ``audio`` [B, S] with ``audio_lens`` [B] at ``sample_rate``, ``text``, ``text_turns``, for the ceiling
+    ``ceiling_audio`` with its lens, and optionally ``statistics`` (:class:`s2s_eval.token_metrics.Statistics`, each
+    with a first dim of B). ``quality`` and ``speakers`` are left out where they are None; both hear the whole
+    generated channel and skip its silence.
     """
     audios = _audios(batch, output, config)
     rate = int(output["sample_rate"])
@@ -65,7 +66,7 @@ def score_batch(
     scored = []
     for i, audio in enumerate(audios):
         written = [SpokenTurn("agent", *turn) for turn in output["text_turns"][i]]
-        turns = [SpokenTurn(t.role, t.start_s, t.start_s + t.duration_s, t.text) for t in batch["turns"][i]]
+        turns = [SpokenTurn(t.role, t.start_s, t.start_s + t.duration_s, t.text, t.value) for t in batch["turns"][i]]
         score = DialogueScore(
             dataset=dataset,
             cut_id=str(batch["cut_ids"][i]),
@@ -182,4 +183,5 @@ def _turn_score(
         generated_text=" ".join(written),
         asr=asr,
         ceiling_asr=ceiling_asr,
+        value=turn.value,
     )

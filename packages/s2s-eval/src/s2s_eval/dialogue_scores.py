@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from s2s_eval.metrics import corpus_bleu, corpus_cer, corpus_wer, empty_rate
+from s2s_eval.metrics import answer_accuracy, corpus_bleu, corpus_cer, corpus_wer, empty_rate
 from s2s_eval.speech_segments import Span
 from s2s_eval.text import normalize
 from s2s_eval.token_metrics import Statistics, token_metrics
@@ -24,6 +24,7 @@ class SpokenTurn(NamedTuple):
     start_s: float
     end_s: float
     text: str
+    value: str | None = None  # what the agent's answer must contain; None: not known
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class TurnScore:
     generated_text: str  # of the model's text channel in the window
     asr: str  # transcript of the generated audio
     ceiling_asr: str | None  # transcript of the codec's reconstruction of the reference; None: not scored
+    value: str | None = None  # what the answer must contain; None: not known
 
 
 @dataclass(frozen=True)
@@ -93,30 +95,41 @@ def validation_metrics(dialogues: Sequence[DialogueScore], *, has_asr: bool, lan
       speech against what should have been said, over turns.
     - ``val_said_wer``, ``val_said_cer``: the same against what the model writes there: does it say what it writes?
     - ``val_txt_bleu``: what the model writes, over dialogues.
-    - ``ceiling_asr_bleu_<ds>``, ``shuffled_asr_bleu_<ds>``: what perfect codes would get, and what another dialogue's
-      answers get; of data sets only.
+    - ``val_answer_accuracy``, ``val_answer_accuracy_text``: of the turns with a value, those in which it is heard, and
+      those in which it is written.
+    - ``ceiling_asr_bleu_<ds>``, ``ceiling_answer_accuracy_<ds>``, ``shuffled_asr_bleu_<ds>``: what perfect codes would
+      get, and what another dialogue's answers get; of data sets only.
 
     The rest is in :func:`~s2s_eval.turn_taking_metrics.turn_taking_metrics`, :func:`~s2s_eval.token_metrics
-    .token_metrics` and :func:`voice_metrics`. Raises ValueError for an unknown ``language``.
+    .token_metrics` and :func:`voice_metrics`. Raises ValueError for an unknown ``language``, and for a data set whose
+    name makes one name of two metrics.
     """
     metrics = _metrics(dialogues, "", has_asr, language)
     for name in sorted({dialogue.dataset for dialogue in dialogues}):
         members = [dialogue for dialogue in dialogues if dialogue.dataset == name]
-        metrics |= _metrics(members, f"_{name}", has_asr, language)
+        found = _metrics(members, f"_{name}", has_asr, language)
+        if both := sorted(found.keys() & metrics.keys()):
+            raise ValueError(f"{both[0]} of the data set {name!r} is another metric's name too: rename the data set")
+        metrics |= found
     return metrics
 
 
 def _metrics(dialogues: Sequence[DialogueScore], suffix: str, has_asr: bool, language: str) -> dict[str, float]:
-    texts: dict[str, float | None] = {f"val_txt_bleu{suffix}": text_bleu(dialogues, language)}
+    texts: dict[str, float | None] = {
+        f"val_txt_bleu{suffix}": text_bleu(dialogues, language),
+        f"val_answer_accuracy_text{suffix}": written_accuracy(dialogues, language),
+    }
     if has_asr:
         heard = [turn.asr for turn in scorable_turns(dialogues, language)]
         texts[f"val_asr_bleu{suffix}"] = asr_bleu(dialogues, language)
         texts[f"val_asr_wer{suffix}"] = asr_wer(dialogues, language)
         texts[f"val_asr_cer{suffix}"] = asr_cer(dialogues, language)
         texts[f"val_empty_rate{suffix}"] = empty_rate(heard, language)
+        texts[f"val_answer_accuracy{suffix}"] = spoken_accuracy(dialogues, language)
         texts[f"val_said_wer{suffix}"], texts[f"val_said_cer{suffix}"] = said_errors(dialogues, language)
     if has_asr and suffix:
         texts[f"ceiling_asr_bleu{suffix}"] = ceiling_bleu(dialogues, language)
+        texts[f"ceiling_answer_accuracy{suffix}"] = ceiling_accuracy(dialogues, language)
         texts[f"shuffled_asr_bleu{suffix}"] = shuffled_bleu(dialogues, language)
     turns = [TurnTaking(d.responses, d.barge_ins, d.user_speech_s, d.talk_over_s) for d in dialogues]
     statistics = [d.statistics for d in dialogues if d.statistics is not None]
@@ -171,7 +184,7 @@ def said_errors(dialogues: Sequence[DialogueScore], language: str = "en") -> tup
 
     The reference text has no say. Speech in a turn in which nothing is written counts as insertions.
     """
-    turns = [turn for dialogue in dialogues for turn in dialogue.scored_turns]
+    turns = _all_turns(dialogues)
     heard, written = [turn.asr for turn in turns], [turn.generated_text for turn in turns]
     return corpus_wer(heard, written, language), corpus_cer(heard, written, language)
 
@@ -181,6 +194,28 @@ def ceiling_bleu(dialogues: Sequence[DialogueScore], language: str = "en") -> fl
     turns = scorable_turns(dialogues, language)
     pairs = [(turn.ceiling_asr, turn.reference) for turn in turns if turn.ceiling_asr is not None]
     return corpus_bleu([asr for asr, _ in pairs], [reference for _, reference in pairs], language)
+
+
+def spoken_accuracy(dialogues: Sequence[DialogueScore], language: str = "en") -> float | None:
+    """Return the share in per cent of the turns with a value in whose transcript it is, or None without any."""
+    turns = _all_turns(dialogues)
+    return answer_accuracy([turn.asr for turn in turns], [turn.value for turn in turns], language)
+
+
+def written_accuracy(dialogues: Sequence[DialogueScore], language: str = "en") -> float | None:
+    """Return the share in per cent of the turns with a value in which the model writes it, or None without any."""
+    turns = _all_turns(dialogues)
+    return answer_accuracy([turn.generated_text for turn in turns], [turn.value for turn in turns], language)
+
+
+def ceiling_accuracy(dialogues: Sequence[DialogueScore], language: str = "en") -> float | None:
+    """Return the accuracy that perfect codes would get: codec and ASR on the reference audio."""
+    heard = [(turn.ceiling_asr, turn.value) for turn in _all_turns(dialogues) if turn.ceiling_asr is not None]
+    return answer_accuracy([asr for asr, _ in heard], [value for _, value in heard], language)
+
+
+def _all_turns(dialogues: Sequence[DialogueScore]) -> list[TurnScore]:
+    return [turn for dialogue in dialogues for turn in dialogue.scored_turns]
 
 
 def shuffled_bleu(dialogues: Sequence[DialogueScore], language: str = "en") -> float | None:

@@ -66,6 +66,27 @@ def empty_rate(hypotheses: Sequence[str], language: str = "en") -> float | None:
     return 100.0 * sum(not normalize(hypothesis, language) for hypothesis in hypotheses) / len(hypotheses)
 
 
+def answer_accuracy(texts: Sequence[str], values: Sequence[str | None], language: str = "en") -> float | None:
+    """Return the share in per cent of texts that contain their value, or None where none has a value.
+
+    A text whose value is None, or has no word, is left out. See :func:`contains`.
+    """
+    pairs = [(text, value) for text, value in zip(texts, values, strict=True) if value and normalize(value, language)]
+    if not pairs:
+        return None
+    return 100.0 * sum(contains(text, value, language) for text, value in pairs) / len(pairs)
+
+
+def contains(text: str, value: str, language: str = "en") -> bool:
+    """Tell whether the words of ``value``, which has one, stand in ``text``: in their order, none between them.
+
+    Whole words count: "ten" isn't in "tennis". In languages written without spaces a "word" is one letter.
+    """
+    wanted = normalize(value, language)
+    assert wanted, value
+    return f" {wanted} " in f" {normalize(text, language)} "  # normalised words stand one space apart
+
+
 def normalized_pairs(
     hypotheses: Sequence[str], references: Sequence[str], language: str = "en"
 ) -> list[tuple[str, str]]:

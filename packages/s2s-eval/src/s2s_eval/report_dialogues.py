@@ -5,8 +5,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from s2s_eval.metrics import corpus_wer
+from s2s_eval.metrics import contains, corpus_wer
 from s2s_eval.samples import DIALOGUES_FILE, Wavs
+from s2s_eval.text import normalize
 
 # what only newer runs have
 OPTIONAL: dict[str, Any] = {"generated_speech": [], "responses": [], "barge_ins": []}
@@ -32,12 +33,20 @@ def page_dialogues(
 
 
 def _shown(record: dict[str, Any], language: str) -> dict[str, Any]:
-    turns = [
-        turn | {"wer": corpus_wer([turn["asr"]], [turn["reference"]], language)} for turn in record["scored_turns"]
-    ]
+    turns = [turn | _judged(turn, language) for turn in record["scored_turns"]]
     names = ("dataset", "cut_id", "duration_s", "turns", "generated_turns", "reference_text", "generated_text")
     optional = {name: record.get(name) or nothing for name, nothing in OPTIONAL.items()}
     return {name: record[name] for name in names} | optional | {"scored_turns": turns, "scores": _scores(record)}
+
+
+def _judged(turn: dict[str, Any], language: str) -> dict[str, Any]:
+    """Return how wrong the words heard in a turn are, and whether its value is heard (None: no value)."""
+    value = turn.get("value")
+    return {
+        "value": value,
+        "is_heard": contains(turn["asr"], value, language) if value and normalize(value, language) else None,
+        "wer": corpus_wer([turn["asr"]], [turn["reference"]], language),
+    }
 
 
 def _scores(record: dict[str, Any]) -> dict[str, float]:
@@ -47,6 +56,8 @@ def _scores(record: dict[str, Any]) -> dict[str, float]:
     scores = {
         "wer": record.get("asr_wer"),
         "bleu": record.get("asr_bleu"),
+        "answers": record.get("answer_accuracy"),
+        "written_answers": record.get("answer_accuracy_text"),
         "latency": record.get("latency_s"),
         "missed": sum(response["latency_s"] is None for response in responses) if responses else None,
         "barge_ins": sum(not barge_in["success"] for barge_in in barge_ins) if barge_ins else None,

@@ -17,6 +17,8 @@ CHARTS: list[tuple[str, tuple[str, ...], bool]] = [
     ("Text BLEU", ("val_txt_bleu",), True),
     ("Validation loss", ("val_loss",), True),
     ("Training loss", ("train_loss", "train_text_loss", "train_audio_loss"), True),
+    ("Answers right in its speech, %", ("val_answer_accuracy", "ceiling_answer_accuracy"), True),
+    ("Answers right in its text, %", ("val_answer_accuracy_text",), False),
     ("Words misheard in its speech, %", ("val_asr_wer",), False),
     ("Words misheard against its own text, %", ("val_said_wer",), False),
     ("Latency of answers, median, s", ("val_latency_s_median",), False),

@@ -18,7 +18,14 @@ import numpy as np
 import soundfile
 
 from s2s_eval.asr import Samples
-from s2s_eval.dialogue_scores import DialogueScore, asr_bleu, asr_wer, mean_latency_s
+from s2s_eval.dialogue_scores import (
+    DialogueScore,
+    asr_bleu,
+    asr_wer,
+    mean_latency_s,
+    spoken_accuracy,
+    written_accuracy,
+)
 from s2s_eval.resampling import at_rate
 
 SCORES_FILE = "scores.json"
@@ -113,7 +120,10 @@ def write_scores(
         kept = set(kept_ids([dialogue.cut_id for dialogue in members], max_per_dataset))
         path = folder / _file_name(dataset) / DIALOGUES_FILE
         path.parent.mkdir(exist_ok=True)
-        records = (_record(dialogue, dialogue.cut_id in kept, language) for dialogue in members)
+        records = (
+            _record(dialogue, dialogue.cut_id in kept, language) | _answers(dialogue, metrics, language)
+            for dialogue in members
+        )
         path.write_text("".join(json.dumps(finite(record), allow_nan=False) + "\n" for record in records))
     # the folder may hold others, of a validation of this step that came before
     datasets = sorted({_file_name(dialogue.dataset) for dialogue in dialogues})
@@ -151,6 +161,15 @@ def _record(dialogue: DialogueScore, has_audio: bool, language: str) -> dict[str
         "asr_bleu": asr_bleu([dialogue], language),
         "latency_s": mean_latency_s(dialogue),
     }
+
+
+def _answers(dialogue: DialogueScore, metrics: dict[str, float], language: str) -> dict[str, float | None]:
+    """Return the dialogue's shares of right answers; None where its data set has no such figure (no recogniser)."""
+    shares = {
+        "answer_accuracy": spoken_accuracy([dialogue], language),
+        "answer_accuracy_text": written_accuracy([dialogue], language),
+    }
+    return {name: share if f"val_{name}_{dialogue.dataset}" in metrics else None for name, share in shares.items()}
 
 
 def _write_wavs(wavs: Wavs, audio: SampleAudio) -> None:

@@ -19,8 +19,8 @@ from s2s_eval.samples import SampleKeeper, step_dir, write_audio, write_scores
 from s2s_eval.scorers import Scorers
 
 # metrics that need the model's own text, and those that need it turn by turn
-TEXT_METRICS = "val_txt_"
-SAID_METRICS = "val_said_"
+TEXT_METRICS = ("val_txt_bleu",)
+SAID_METRICS = ("val_said_wer", "val_said_cer", "val_answer_accuracy_text")
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,13 @@ def _text_notes(pairs: Sequence[Pair], *, allow_missing: bool) -> list[str]:
     unplaced = [pair.name for pair in pairs if pair.hypothesis.text is not None and not _is_placed(pair)]
     notes = []
     if 0 < len(without) < len(pairs):
-        notes.append(f"{TEXT_METRICS}*: without the {len(without)} that have no ID.hyp.txt ({named(without)})")
+        names = ", ".join(TEXT_METRICS)
+        notes.append(f"{names}: without the {len(without)} that have no ID.hyp.txt ({named(without)})")
     if unplaced:
+        names = ", ".join(SAID_METRICS)
         notes.append(
-            f"{SAID_METRICS}*: without the {len(unplaced)} whose ID.hyp.txt hasn't a line for each agent turn of the "
-            f"reference ({named(unplaced)})"
+            f"{names}: without the {len(unplaced)} whose ID.hyp.txt hasn't a line for each agent turn of the reference "
+            f"({named(unplaced)})"
         )
     return notes
 
@@ -153,13 +155,14 @@ def _metrics(
 ) -> dict[str, float]:
     """Return validation's metrics, those of the model's text over the dialogues only that have it."""
     metrics = validation_metrics(dialogues, has_asr=has_asr, language=language)
-    for prefix, known in [
+    for stems, known in [
         (TEXT_METRICS, {pair.name for pair in pairs if pair.hypothesis.text is not None}),
         (SAID_METRICS, {pair.name for pair in pairs if _is_placed(pair)}),
     ]:
         if len(known) < len(dialogues):
             members = [dialogue for dialogue in dialogues if dialogue.cut_id in known]
             some = validation_metrics(members, has_asr=has_asr, language=language)
-            metrics = {name: value for name, value in metrics.items() if not name.startswith(prefix)}
-            metrics |= {name: value for name, value in some.items() if name.startswith(prefix)}
+            names = {stem + ending for stem in stems for ending in ("", f"_{dialogues[0].dataset}")}
+            metrics = {name: value for name, value in metrics.items() if name not in names}
+            metrics |= {name: value for name, value in some.items() if name in names}
     return metrics

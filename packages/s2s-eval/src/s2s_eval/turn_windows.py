@@ -38,6 +38,11 @@ class TurnLike(Protocol):
         """What is said."""
         ...
 
+    @property
+    def value(self) -> str | None:
+        """What the agent's answer must contain; None where that isn't known."""
+        ...
+
 
 class Window(NamedTuple):
     """A span of the agent channel, in seconds."""

@@ -1,13 +1,14 @@
 """What can be wrong with one cut, and what is compared between cuts."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 
+from s2s_data.batch import Turn
 from s2s_data.check.channels import MAX_FRAMES_APART, channel_problems, duration_problems, first_line
 from s2s_data.check.kinds import Problem
 from s2s_data.check.turns import Found, turn_problems
@@ -64,18 +65,18 @@ def check_part(part: Part, settings: Settings) -> PartFindings:
 def _problems(ref: CutRef, settings: Settings) -> Iterator[Found]:
     try:
         cut = ref.load()
+        turns = settings.roles.turns(cut)
     except UnreadableCutError as error:
         yield "unloadable", first_line(error)
     else:
-        yield from _cut_problems(cut, settings)
+        yield from _cut_problems(cut, turns, settings)
 
 
-def _cut_problems(cut: Cut, settings: Settings) -> Iterator[Found]:
+def _cut_problems(cut: Cut, turns: Sequence[Turn], settings: Settings) -> Iterator[Found]:
     if not _has_source(cut):
         yield "no-source", f"it is a {type(cut).__name__} without a recording of its own"
         return
     frame_s = settings.frame_length_s
-    turns = settings.roles.turns(cut)
     grid = FrameGrid.of(cut.duration, frame_s, cut.sampling_rate)
     yield from turn_problems(cut, turns, settings.roles, grid)
     differ = list(duration_problems(cut, frame_s))

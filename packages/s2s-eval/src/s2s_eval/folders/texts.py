@@ -16,6 +16,7 @@ class Turn(NamedTuple):
     start_s: float
     duration_s: float
     text: str
+    value: str | None = None  # what the agent's answer must contain; None: not known
 
 
 def read_text(path: Path) -> str:
@@ -82,7 +83,15 @@ def _turn(entry: object, place: str) -> Turn:
         duration_s = end_s - start_s
     if duration_s < 0:
         raise ValueError(f"{place}: it ends before it starts at {start_s:g} s")
-    return Turn(role, start_s, duration_s, text)
+    return Turn(role, start_s, duration_s, text, _value(entry, place))
+
+
+def _value(entry: dict[str, Any], place: str) -> str | None:
+    """Return what the answer must contain, None where the turn doesn't tell."""
+    value = entry.get("value")
+    if value is None or (isinstance(value, str) and value.strip()):
+        return value
+    raise ValueError(f"{place}: value is {value!r}: give the text that the answer must contain, or leave it out")
 
 
 def _seconds(entry: dict[str, Any], key: str, place: str) -> float | None:

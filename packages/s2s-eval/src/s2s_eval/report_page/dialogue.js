@@ -2,12 +2,14 @@
 // name, short title, title, unit, digits, +1 where more is better
 const SCORES = [
   ["wer", "WER", "word errors", "%", 0, -1], ["bleu", "BLEU", "BLEU", "", 0, 1],
+  ["answers", "answers", "answers right in its speech", "%", 0, 1],
+  ["written_answers", "answers written", "answers right in its text", "%", 0, 1],
   ["latency", "latency", "latency", "s", 2, -1], ["missed", "missed", "missed turns", "", 0, -1],
   ["barge_ins", "barge-ins failed", "barge-ins failed", "", 0, -1], ["quality", "quality", "quality", "", 2, 1],
   ["similarity", "voice", "speaker similarity", "", 2, 1], ["tokens", "tokens right", "tokens right", "%", 0, 1],
   ["codes", "codes right", "codes right", "%", 0, 1],
 ];
-const IN_SUMMARY = new Set(["wer", "latency", "quality"]);
+const IN_SUMMARY = new Set(["wer", "answers", "latency", "quality"]);
 
 function chips(dialogue, everything) {
   return SCORES.filter(([name]) => isNumber(dialogue.scores[name])).map(([name, short, , unit, digits]) => {
@@ -19,21 +21,34 @@ function chips(dialogue, everything) {
   });
 }
 
+// what the answer must contain, and whether it is heard there
+function valueCell(turn) {
+  if (turn.value === null) return ["–"];
+  const value = words(el("span"), turn.value);
+  if (turn.is_heard === null) return [value];
+  return turn.is_heard ? [el("span", value, " ✓"), ".good"] : [el("span", value, " ✗"), ".bad"];
+}
+
 function turnsTable(dialogue) {
   if (!dialogue.scored_turns.length) return el("p.none", "No turn of this dialogue was scored.");
   const said = (text) => (text ? words(el("span"), text) : el("span.none", "nothing"));
   const kind = (value) => (value < 20 ? ".good" : value > 60 ? ".bad" : "");
   const hasCeiling = dialogue.scored_turns.some((turn) => turn.ceiling_asr !== null);
-  const titles = ["From", "Reference", "Model's text", "Heard in its speech", "WER", "Heard in the ceiling"];
+  const hasValue = dialogue.scored_turns.some((turn) => turn.value !== null);
+  const titles = ["From", "Reference", "Model's text", "Heard in its speech", "WER", hasValue && "Must contain",
+    hasCeiling && "Heard in the ceiling"]; // false: no such column
   const isNumeric = (i) => i === 0 || i === 4;
-  const row = (tag, cells) => el("tr", ...cells.slice(0, hasCeiling ? 6 : 5).map(([content, mark = ""], i) => {
+  const row = (tag, cells) => el("tr", ...cells.map(([content, mark = ""], i) => {
+    if (!titles[i]) return null;
     const cell = el(`${tag}${isNumeric(i) ? ".num" : ""}${mark}`, content);
     cell.dataset.title = titles[i];
     return cell;
   }));
   const rows = dialogue.scored_turns.map((turn) => row("td", [
     [`${turn.start_s.toFixed(1)} s`], [said(turn.reference)], [said(turn.generated_text)], [said(turn.asr)],
-    [isNumber(turn.wer) ? `${fixed(turn.wer, 0)} %` : "–", isNumber(turn.wer) ? kind(turn.wer) : ""], [said(turn.ceiling_asr)],
+    [isNumber(turn.wer) ? `${fixed(turn.wer, 0)} %` : "–", isNumber(turn.wer) ? kind(turn.wer) : ""],
+    valueCell(turn),
+    [said(turn.ceiling_asr)],
   ]));
   return el("div.scroll", el("table.turns", el("thead", row("th", titles.map((title) => [title]))), el("tbody", ...rows)));
 }

@@ -8,12 +8,15 @@ const METRIC_GROUPS = [
     ["val_asr_cer", "CER against the reference", "%", 1, -1],
     ["val_said_wer", "WER against its own text", "%", 1, -1],
     ["val_said_cer", "CER against its own text", "%", 1, -1],
+    ["val_answer_accuracy", "Answers right in its speech", "%", 1, 1],
+    ["ceiling_answer_accuracy", "their ceiling: the reference speech through the codec", "%", 1, 0],
     ["val_empty_rate", "Empty turns", "%", 1, -1],
     ["val_quality", "Quality", "", 2, 1],
     ["val_speaker_similarity", "Speaker similarity", "", 2, 1],
   ]],
   ["What is written", [
     ["val_txt_bleu", "Text BLEU", "", 1, 1],
+    ["val_answer_accuracy_text", "Answers right in its text", "%", 1, 1],
     ["val_token_accuracy", "Tokens right, without padding", "%", 1, 1],
     ["val_token_perplexity", "Perplexity, without padding", "", 2, -1],
     ["val_text_accuracy", "Tokens right, all frames", "%", 1, 1],
@@ -41,11 +44,11 @@ const METRIC_GROUPS = [
   ]],
 ];
 // the tiles and the columns that are seen at once
-const TILES = ["val_asr_bleu", "val_txt_bleu", "val_asr_wer", "val_latency_s_median", "val_missed_turns",
-  "val_barge_in_success", "val_quality", "val_speaker_similarity", "val_loss"];
+const TILES = ["val_asr_bleu", "val_txt_bleu", "val_answer_accuracy", "val_asr_wer", "val_latency_s_median",
+  "val_missed_turns", "val_barge_in_success", "val_quality", "val_speaker_similarity", "val_loss"];
 const SHORT = {
-  val_asr_wer: "WER", val_latency_s_median: "Latency", val_missed_turns: "Missed turns",
-  val_barge_in_success: "Yields", val_speaker_similarity: "Similarity",
+  val_asr_wer: "WER", val_answer_accuracy: "Answers right", val_latency_s_median: "Latency",
+  val_missed_turns: "Missed turns", val_barge_in_success: "Yields", val_speaker_similarity: "Similarity",
 };
 const METRICS = new Map(METRIC_GROUPS.flatMap(([, specs]) => specs)
   .map(([name, title, unit, digits, better]) => [name, { name, title, unit, digits, better, short: SHORT[name] || title }]));
