@@ -1,0 +1,127 @@
+"""What a trained model reaches, beside what it should: a table from a validation's scores.
+
+    hatch run recipe:results runs/talk/samples/step_9000/scores.json docs/results.md
+
+`train:validate recipes/talk/talk.yaml ckpt=last` writes such scores. Exit code 1: a target is missed on `val`, or a
+figure of it is not there.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HELD_OUT = ("val", "heldout_wording", "heldout_voice")  # `val`: cases that training never asks
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure of a data set, {ds} in its name, and how good it should be; a share of `of` where that is named."""
+
+    what: str
+    figure: str
+    limit: float
+    at_most: bool = False
+    of: str | None = None
+
+    def value(self, metrics: dict[str, float], dataset: str) -> float | None:
+        """The figure, or None where the scores don't have it."""
+        found = metrics.get(self.figure.format(ds=dataset))
+        if self.of is None or found is None:
+            return found
+        whole = metrics.get(self.of.format(ds=dataset))
+        return found / whole if whole else None
+
+    def is_met(self, value: float | None) -> bool:
+        """Whether it is good enough."""
+        return value is not None and (value <= self.limit if self.at_most else value >= self.limit)
+
+    @property
+    def wanted(self) -> str:
+        """The limit, as tables show it."""
+        return f"{'≤' if self.at_most else '≥'} {self.limit:g}"
+
+
+TARGETS = (
+    Target("ASR-BLEU / its ceiling", "val_asr_bleu_{ds}", 0.7, of="ceiling_asr_bleu_{ds}"),
+    Target("right answers, % heard", "val_answer_accuracy_{ds}", 80.0),
+    Target("response latency, median s", "val_latency_s_median_{ds}", 0.69, at_most=True),
+    Target("barge-ins it stops for, %", "val_barge_in_success_{ds}", 94.5),
+    Target("WER of what it says against what it writes, %", "val_said_wer_{ds}", 15.0, at_most=True),
+)
+BESIDE = {
+    "ASR-BLEU": "val_asr_bleu_{ds}",
+    "its ceiling": "ceiling_asr_bleu_{ds}",
+    "another dialogue's answers": "shuffled_asr_bleu_{ds}",
+    "right answers, % written": "val_answer_accuracy_text_{ds}",
+    "right answers, ceiling": "ceiling_answer_accuracy_{ds}",
+    "text BLEU": "val_txt_bleu_{ds}",
+}
+
+
+def table(metrics: dict[str, float], datasets: list[str]) -> str:
+    """Targets and what they rest on, a column for each data set, in Markdown."""
+    rows = [["", "wanted", *datasets], ["---"] * (2 + len(datasets))]
+    for target in TARGETS:
+        values = [target.value(metrics, dataset) for dataset in datasets]
+        cells = [_shown(value) + ("" if target.is_met(value) else " ✗") for value in values]
+        rows.append([target.what, target.wanted, *cells])
+    for what, figure in BESIDE.items():
+        rows.append([what, "", *(_shown(metrics.get(figure.format(ds=dataset))) for dataset in datasets)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """The scores of a validation.
+
+    Raises:
+        ValueError: the file holds none.
+        FileNotFoundError: there is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; `hatch run train:validate CFG ckpt=last` writes scores.json")
+    scores: dict[str, Any] = json.loads(path.read_text())
+    if not isinstance(scores.get("metrics"), dict):
+        raise ValueError(f"{path} has no `metrics`: give a scores.json that a validation wrote")
+    return scores
+
+
+def page(scores: dict[str, Any], source: Path) -> tuple[str, bool]:
+    """The page, and whether all targets are met on the first set."""
+    metrics = scores["metrics"]
+    datasets = [name for name in HELD_OUT if f"val_asr_bleu_{name}" in metrics]
+    met = bool(datasets) and all(target.is_met(target.value(metrics, datasets[0])) for target in TARGETS)
+    text = (
+        "# Results of the talk recipe\n\n"
+        f"`hatch run recipe:results {source} THIS_FILE`; what the figures are: [scoring.md](scoring.md). ✗: a target "
+        "is missed.\n\n"
+        f"{table(metrics, datasets)}\n\n"
+        f"Scored with {json.dumps(scores.get('about', {}), sort_keys=True)}.\n"
+    )
+    return text, met
+
+
+def main() -> int:
+    """Write the page; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scores", type=Path)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    try:
+        text, met = page(read_scores(args.scores), args.scores)
+    except (ValueError, OSError) as error:
+        print(f"results: {error}", file=sys.stderr)
+        return 2
+    args.out.write_text(text)
+    print(text)
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

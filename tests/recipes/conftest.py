@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from transformers import AutoConfig, LlamaForCausalLM
+
+from tests.s2s_data.builders import dialogues, write_shar
+from tests.s2s_model.builders import make_codec, make_llm
+
+
+@pytest.fixture(scope="session")
+def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the recipe reads, all of it tiny; the codes aren't stored, the codec makes them."""
+    folder = tmp_path_factory.mktemp("talk")
+    make_llm(folder / "llm")
+    LlamaForCausalLM(AutoConfig.from_pretrained(folder / "llm")).save_pretrained(folder / "llm")
+    make_codec(folder / "codec.nemo")
+    for name in ("train", "heldout", "heldout_voice", "heldout_wording"):
+        write_shar(folder / "corpus" / name, dialogues(name, 6))
+    for name in ("noise", "rooms"):
+        (folder / name).mkdir()
+        soundfile.write(folder / name / "a.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 16000), 16000)
+    return folder
+
+
+@pytest.fixture
+def in_talk(talk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, from which the recipe finds `talk`."""
+    monkeypatch.setenv("TALK", str(talk))
+    monkeypatch.chdir(tmp_path)
+    return talk

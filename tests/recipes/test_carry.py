@@ -1,0 +1,74 @@
+"""A run carried to another machine: small files, frozen weights made anew, and training that goes on."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recipes.talk import carry
+from s2s_parallel.checkpoint import AtomicCheckpointIO
+from tests.recipes.builders import fit, logged
+
+PART_MIB = 8
+
+
+@pytest.fixture(scope="module")
+def stage(talk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one step; its LLM is frozen but for adapters."""
+    folder = tmp_path_factory.mktemp("stage")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TALK", str(talk))
+        patch.chdir(folder)
+        fit("talk_carried", talk / "llm", "carried", "trainer.max_steps=1")
+    return folder / "runs/carried"
+
+
+@pytest.fixture
+def run(stage: Path, in_talk: Path) -> Path:
+    """A copy of that run in the working folder."""
+    return shutil.copytree(stage, Path("runs/carried"))
+
+
+def last(run: Path) -> dict[str, Any]:
+    return AtomicCheckpointIO().load_checkpoint(run / "checkpoints/last.ckpt")
+
+
+def test_a_run_goes_on_from_its_parts(run, stage, in_talk):
+    assert carry.main(["pack", str(run), "parts", "--part-mib", str(PART_MIB)]) == 0
+    sizes = [path.stat().st_size for path in Path("parts").iterdir()]
+    assert max(sizes) <= PART_MIB * carry.MIB
+    assert len(sizes) > 3
+    shutil.rmtree(run)
+    assert carry.main(["unpack", "parts", str(run)]) == 0
+    before, after = last(stage), last(run)
+    assert after["state_dict"].keys() == before["state_dict"].keys()
+    for name, value in before["state_dict"].items():
+        assert torch.equal(after["state_dict"][name], value), name
+    assert (after["global_step"], after["lr_schedulers"]) == (1, before["lr_schedulers"])
+    assert after["optimizer_states"][0]["state"] == {}
+    carried = logged(fit("talk_carried", in_talk / "llm", "carried"), "train_loss")
+    shutil.copytree(stage, Path("runs/stayed"))
+    stayed = logged(fit("talk_carried", in_talk / "llm", "stayed"), "train_loss")
+    assert [*carried] == [2]
+    assert carried[2] == stayed[2], "the same weights and data: moments show from the next step on"
+
+
+def test_other_frozen_weights_are_refused(run, capsys):
+    assert carry.main(["pack", str(run), "parts"]) == 0
+    assert carry.main(["unpack", "parts", "new", "model.pretrained_weights=false"]) == 2
+    assert "isn't what the run was trained with" in capsys.readouterr().err
+    assert not Path("new/checkpoints/last.ckpt").exists()
+    assert carry.main(["unpack", "parts", str(run)]) == 2
+    assert "has a checkpoint already" in capsys.readouterr().err
+    assert carry.main(["pack", str(run), "parts"]) == 2
+    assert "parts isn't empty" in capsys.readouterr().err
+
+
+def test_limits_are_kept(run, capsys):
+    assert carry.main(["pack", str(run), "parts", "--total-mib", "20"]) == 2
+    assert "may take 20" in capsys.readouterr().err
+    assert not Path("parts").exists()
+    assert carry.main(["pack", str(run), "parts", "--part-mib", "0.5"]) == 2
+    assert "a file 0.5: freeze it" in capsys.readouterr().err

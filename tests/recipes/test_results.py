@@ -1,0 +1,68 @@
+"""The page of results: what is missed is marked, and what is not there isn't taken as met."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes.talk.results import TARGETS, page, read_scores, table
+
+ROOT = Path(__file__).parents[2]
+GOOD = {
+    "val_asr_bleu_val": 60.0,
+    "ceiling_asr_bleu_val": 80.0,
+    "val_answer_accuracy_val": 85.0,
+    "val_latency_s_median_val": 0.5,
+    "val_barge_in_success_val": 95.0,
+    "val_said_wer_val": 10.0,
+}
+
+
+def test_a_model_that_reaches_all():
+    text, met = page({"metrics": GOOD, "about": {"asr": "whisper"}}, Path("scores.json"))
+    assert met
+    assert "| ASR-BLEU / its ceiling | ≥ 0.7 | 0.75 |" in text
+    assert "| response latency, median s | ≤ 0.69 | 0.50 |" in text
+    assert "✗" not in text.split("\n\n", 2)[2]
+    assert '"asr": "whisper"' in text
+
+
+@pytest.mark.parametrize(
+    ("figure", "value"),
+    [("val_asr_bleu_val", 55.0), ("val_answer_accuracy_val", 79.9), ("val_latency_s_median_val", 0.7),
+     ("val_barge_in_success_val", 94.0), ("val_said_wer_val", 15.1), ("val_said_wer_val", None),
+     ("ceiling_asr_bleu_val", None), ("ceiling_asr_bleu_val", 0.0)],
+)  # fmt: skip
+def test_a_target_missed_or_not_measured(figure, value):
+    _, met = page({"metrics": GOOD | {figure: value}}, Path("scores.json"))
+    assert not met
+    assert table(GOOD | {figure: value}, ["val"]).count("✗") == 1
+
+
+def test_sets_stand_beside_each_other():
+    voice = {name.removesuffix("val") + "heldout_voice": value for name, value in GOOD.items()}
+    rows = table(GOOD | voice, ["val", "heldout_voice"]).splitlines()
+    assert rows[0] == "|  | wanted | val | heldout_voice |"
+    assert len({row.count("|") for row in rows}) == 1
+    assert len(rows) > len(TARGETS)
+
+
+def test_the_command(tmp_path):
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({"step": 3, "metrics": GOOD, "about": {}}))
+    command = [sys.executable, "recipes/talk/results.py", str(scores), str(tmp_path / "results.md")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results.md").read_text().startswith("# Results of the talk recipe")
+    scores.write_text(json.dumps({"metrics": {}}))
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 1
+
+
+def test_what_holds_no_scores(tmp_path):
+    with pytest.raises(FileNotFoundError, match="train:validate"):
+        read_scores(tmp_path / "scores.json")
+    (tmp_path / "scores.json").write_text("{}")
+    with pytest.raises(ValueError, match="has no `metrics`"):
+        read_scores(tmp_path / "scores.json")

@@ -1,0 +1,44 @@
+"""The recipes of a model that talks: the configs as they are, on tiny stand-ins, two steps long on a CPU."""
+
+import pytest
+
+from s2s_train.config import load_config
+from s2s_train.free_sections import check_free_sections
+from tests.recipes.builders import RECIPES, fit, logged
+
+SETS = ("val", "heldout_voice", "heldout_wording")
+
+
+@pytest.mark.parametrize("recipe", ["talk", "talk_carried", "talk_qwen"])
+def test_a_recipe_s_classes_take_its_arguments(recipe, monkeypatch):
+    monkeypatch.delenv("TALK", raising=False)
+    cfg = load_config(RECIPES / f"{recipe}.yaml")
+    check_free_sections(cfg)
+    assert cfg.data.train_ds.input_cfg == [{"type": "lhotse_shar", "shar_path": "talk/corpus/train"}]
+    assert set(cfg.data.validation_ds.datasets) == set(SETS)
+    assert cfg.model.perception["encoder"]["att_context_size"] == [70, 0], "it hears nothing ahead"
+
+
+def test_another_llm_is_one_line():
+    own, qwen = (load_config(RECIPES / f"{name}.yaml") for name in ("talk", "talk_qwen"))
+    assert own.model.pretrained_llm != qwen.model.pretrained_llm
+    qwen.model.pretrained_llm, qwen.name = own.model.pretrained_llm, own.name
+    assert own == qwen
+
+
+def test_a_stage_goes_on_where_the_one_before_stopped(in_talk):
+    llm = in_talk / "llm"
+    whole = fit("talk", llm, "whole")
+    assert [*logged(whole, "train_loss")] == [1, 2]
+    names = set().union(*whole)
+    assert {f"val_loss_{name}" for name in SETS} < names
+    assert {"train_user_text_loss", "train_text_loss", "train_audio_loss"} < names
+    fit("talk", llm, "staged", "trainer.max_steps=1")
+    staged = fit("talk", llm, "staged")
+    assert logged(staged, "train_loss") == logged(whole, "train_loss")
+    assert logged(staged, "learning_rate") == logged(whole, "learning_rate"), "one schedule over all stages"
+
+
+@pytest.mark.parametrize("recipe", ["talk_qwen", "talk_carried"])
+def test_the_other_recipes_train(recipe, in_talk):
+    assert [*logged(fit(recipe, in_talk / "llm", "other"), "train_loss")] == [1, 2]
