@@ -112,6 +112,22 @@ def test_what_is_held_out_is_never_trained_on_and_its_parts_are():
     assert {voice.speaker for voice in HELDOUT_VOICES}.isdisjoint(voice.speaker for voice in USER_VOICES)
 
 
+def test_what_leans_on_answers_asks_no_held_out_case_either():
+    held_out = {(case["a"], case["b"]) for case in CASES.cases["plus"]}
+    days = {case["a"] for case in CASES.cases["days later"] if case["n"] == "one"}
+    for talk in some(TRAINING, 1500):
+        for before, exchange in itertools.pairwise((talk.exchanges[0], *talk.exchanges)):
+            if exchange.kind == "plus again":
+                assert (before.value, exchange.question.removeprefix("And plus ").rstrip("?")) not in held_out
+            if exchange.kind == "next day":
+                assert before.value not in days
+            if exchange.kind == "sum":
+                told = talk.exchanges[0].question.removeprefix("Remember the number ").rstrip(".")
+                assert (told, exchange.question.removeprefix("What is my number plus ").rstrip("?")) not in held_out
+    assert held_out
+    assert {a for a, _ in held_out} <= {spoken(n) for n in range(1, 21)}
+
+
 def test_dialogues_lean_on_what_was_said():
     kinds = {exchange.kind for talk in some(TRAINING, 400) for exchange in talk.exchanges}
     assert {"plus again", "next day", "capital again", "name", "food", "number", "sum"} <= kinds

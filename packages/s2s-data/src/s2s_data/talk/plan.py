@@ -13,6 +13,7 @@ from s2s_data.talk.numbers import spoken
 from s2s_data.talk.skills import FRAMES, SKILLS, Case, Frame, Skill
 
 HELD_OUT_SHARE = 8  # one case and one wording in so many
+LARGEST_SUMMAND = 20  # of the skill "plus"
 NAMES = (
     "Anna", "Peter", "Maria", "Thomas", "Laura", "David", "Emma", "Martin", "Sophie", "Daniel", "Clara", "Robert",
     "Julia", "Simon", "Nora", "Victor",
@@ -116,10 +117,15 @@ def _follow_up(before: Exchange, held: Held, rng: random.Random) -> Exchange | N
     """A question that only what was said before makes clear."""
     if before.kind == "plus" and before.value is not None:
         total = next(n for n in range(100) if spoken(n) == before.value)
-        more = rng.randint(1, 9)
+        allowed = [more for more in range(1, 10) if _may_add(held, total, more)]
+        if not allowed:
+            return None
+        more = rng.choice(allowed)
         answer = f"{sentence(before.value)} plus {spoken(more)} is {spoken(total + more)}."
         return Exchange("plus again", "and", f"And plus {spoken(more)}?", answer, spoken(total + more))
     if before.kind in ("days later", "days earlier") and before.value is not None:
+        if not any(case["a"] == before.value and case["n"] == "one" for case in held.cases["days later"]):
+            return None
         next_day = DAYS[(DAYS.index(before.value) + 1) % 7]
         return Exchange("next day", "and", "And the day after that?", f"That is {next_day}.", next_day)
     if before.kind == "capital":
@@ -129,7 +135,12 @@ def _follow_up(before: Exchange, held: Held, rng: random.Random) -> Exchange | N
     return None
 
 
-def _memory(rng: random.Random) -> tuple[Exchange, Exchange]:
+def _may_add(held: Held, a: int, b: int) -> bool:
+    """Whether a sum is one of the split's own; larger ones than are asked for are anyone's."""
+    return a > LARGEST_SUMMAND or any(case["a"] == spoken(a) and case["b"] == spoken(b) for case in held.cases["plus"])
+
+
+def _memory(held: Held, rng: random.Random) -> tuple[Exchange, Exchange]:
     """Something to keep in mind, and a question about it for later."""
     kind = rng.choice(["name", "number", "food", "sum"])
     if kind == "name":
@@ -140,7 +151,8 @@ def _memory(rng: random.Random) -> tuple[Exchange, Exchange]:
         food = rng.choice(FOODS)
         told = Exchange("food", "told", f"I like to eat {food}.", "That sounds good.", None)
         return told, Exchange("food", "asked", "What do I like to eat?", f"You like to eat {food}.", food)
-    number, more = rng.randint(1, 40), rng.randint(1, 9)
+    sums = [(a, b) for a in range(1, 41) for b in range(1, 10) if _may_add(held, a, b)]
+    number, more = rng.choice(sums)
     told = Exchange("number", "told", f"Remember the number {spoken(number)}.", "I will remember it.", None)
     if kind == "number":
         asked = f"Your number was {spoken(number)}."
@@ -155,7 +167,7 @@ def _exchanges(held: Held, rng: random.Random) -> tuple[Exchange, ...]:
     chosen = [_question(held, rng) for _ in range(rng.choice([1, 2, 2, 3]))]
     shape = rng.random()
     if shape < 0.2:
-        told, asked = _memory(rng)
+        told, asked = _memory(held, rng)
         return (told, *chosen[:2], asked)
     if shape < 0.4:
         follow_up = _follow_up(chosen[-1], held, rng)
