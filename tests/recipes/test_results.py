@@ -41,6 +41,11 @@ def test_a_target_missed_or_not_measured(figure, value):
     assert table(GOOD | {figure: value}, ["val"]).count("✗") == 1
 
 
+def test_without_the_set_that_counts_nothing_is_met():
+    others = {name.removesuffix("val") + "heldout_wording": value for name, value in GOOD.items()}
+    assert not page({"metrics": others}, Path("scores.json"))[1]
+
+
 def test_sets_stand_beside_each_other():
     voice = {name.removesuffix("val") + "heldout_voice": value for name, value in GOOD.items()}
     rows = table(GOOD | voice, ["val", "heldout_voice"]).splitlines()

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -189,7 +190,7 @@ def test_a_corpus_that_training_can_use(tmp_path):
             assert cut.load_audio().shape[1] * 22050 == cut.load_target_audio().shape[1] * 16000
     for name in ("noise", "rooms"):
         assert len(list((tmp_path / "talk" / name).iterdir())) >= 24
-    with pytest.raises(FileExistsError, match="isn't empty"):
+    with pytest.raises(FileExistsError, match="corpus is there already"):
         build_talk_corpus(tmp_path / "talk", SMALL)
 
 
@@ -222,6 +223,13 @@ def test_noises_and_rooms():
 def test_numbers_that_make_no_corpus(argument, value, tmp_path):
     with pytest.raises(ValueError, match="must be positive"):
         main(["talk", str(tmp_path / "talk"), argument, value])
+    assert not (tmp_path / "talk").exists()
+
+
+def test_a_missing_engine_is_told_before_anything_is_written(tmp_path):
+    unknown = replace(SMALL, heldout_voices=(Voice("x", "festival", "x"),))
+    with pytest.raises(ValueError, match="unknown engine 'festival'"):
+        build_talk_corpus(tmp_path / "talk", unknown)
     assert not (tmp_path / "talk").exists()
 
 

@@ -75,7 +75,7 @@ def build_talk_corpus(
     """Build the four splits under `out_dir`/corpus as Shar, and noises and rooms beside them; returns hours of each.
 
     Raises:
-        FileExistsError: `out_dir` holds something already.
+        FileExistsError: `out_dir` has one of the folders already.
         FileNotFoundError, ImportError: a speech engine is missing; the message says how to get it.
         ValueError: a number that must be positive isn't.
     """
@@ -85,8 +85,13 @@ def build_talk_corpus(
             f"hours ({config.hours}), dialogues of a held-out set ({config.num_heldout}) and processes "
             f"({num_processes}) must be positive"
         )
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise FileExistsError(f"{out_dir} isn't empty: name another folder, or remove it first")
+    for folder in (out_dir / "corpus", out_dir / "noise", out_dir / "rooms"):
+        if folder.exists():
+            raise FileExistsError(f"{folder} is there already: name another folder, or remove it first")
+    for voice in {
+        voice.engine: voice for voice in (config.agent_voice, *config.user_voices, *config.heldout_voices)
+    }.values():
+        voice.say("hello")  # a missing engine is told before anything is written
     write_surroundings(out_dir, seed=config.seed)
     sizes = dict.fromkeys(splits(config), config.num_heldout)
     sizes["train"] = max(1, round(config.hours * 3600 / DIALOGUE_S))

@@ -121,9 +121,7 @@ def _hours(sign: int) -> tuple[Case, ...]:
 
 def _larger() -> tuple[Case, ...]:
     pairs = [(a, b) for a in range(1, 60, 3) for b in range(2, 60, 5) if a != b]
-    return tuple(
-        {"a": spoken(a), "b": spoken(b), "value": spoken(max(a, b)), "other": spoken(min(a, b))} for a, b in pairs
-    )
+    return tuple({"a": spoken(a), "b": spoken(b), "value": spoken(max(a, b))} for a, b in pairs)
 
 
 def _first_month() -> tuple[Case, ...]:
@@ -186,7 +184,7 @@ SKILLS = (
     _of("before", "which number comes before {a}", "which number comes before {a}", "the number before {a}",
         "before {a} comes {value}.", _single(range(1, 120), lambda a: a - 1)),
     _of("larger", "which is larger, {a} or {b}", "which is larger, {a} or {b}", "the larger of {a} and {b}",
-        "{value} is larger than {other}.", _larger()),
+        "{value} is larger.", _larger()),
     _of("hours later", "what time is it {n} hour{s} after {a} o'clock", "what time it is {n} hour{s} after {a} o'clock",
         "the time {n} hour{s} after {a} o'clock", "then it is {value}.", _hours(1)),
     _of("hours earlier", "what time was it {n} hour{s} before {a} o'clock",
