@@ -2,8 +2,8 @@
 
     hatch run recipe:results runs/talk/validations/samples/step_9000/scores.json docs/results.md
 
-`train:validate recipes/talk/talk.yaml ckpt=last trainer.limit_val_batches=null` writes such scores. Exit code 1: a target
-is missed on `val`, or a figure of it is not there.
+`train:validate recipes/talk/talk.yaml ckpt=last trainer.limit_val_batches=null` writes such scores. Exit code 1: a
+target is missed on `val`, or a figure of it is not there.
 """
 
 import argparse
