@@ -22,6 +22,14 @@ VARYING += [f"{name}_{of}" for name in ("q", "k", "v") for of in ("batch", "fram
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _tile(x_ptr, example, batch, row, frame, head, there, D: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows of a head [rows, D] of [B, T, N, D] with these strides, zeros where they aren't there."""
+    d = tl.arange(0, BLOCK_D)
+    at = x_ptr + example * batch + row[:, None] * frame + head * D + d[None, :]
+    return tl.load(at, mask=there[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
 def _scores(  # type: ignore[no-untyped-def]
     q, k, query, key, bias_ptr, end, T, L, scale, REACH: tl.constexpr, CHUNK: tl.constexpr
 ):
@@ -64,15 +72,15 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     end = tl.minimum(tl.load(lens_ptr + example), T)
     of_head = (head * tl.num_programs(2) + example) * T
     wanted = (query < T)[:, None] & (d < D)[None, :]
-    q = tl.load(q_ptr + example * q_batch + query[:, None] * q_frame + head * D + d[None, :], mask=wanted, other=0.0)
+    q = _tile(q_ptr, example, q_batch, query, q_frame, head, query < T, D, BLOCK_D)
     total = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     highest = tl.full([BLOCK], -1e30, tl.float32)
     weight = tl.zeros([BLOCK], tl.float32)
     for start in range(0, BLOCK + REACH + 2 * (CHUNK - 1), BLOCK):
         key = begin - REACH - (CHUNK - 1) + start + tl.arange(0, BLOCK)
-        there = ((key >= 0) & (key < T))[:, None] & (d < D)[None, :]
-        k = tl.load(k_ptr + example * k_batch + key[:, None] * k_frame + head * D + d[None, :], mask=there, other=0.0)
-        v = tl.load(v_ptr + example * v_batch + key[:, None] * v_frame + head * D + d[None, :], mask=there, other=0.0)
+        there = (key >= 0) & (key < T)
+        k = _tile(k_ptr, example, k_batch, key, k_frame, head, there, D, BLOCK_D)
+        v = _tile(v_ptr, example, v_batch, key, v_frame, head, there, D, BLOCK_D)
         scores, heard, _ = _scores(q, k, query, key, bias_ptr + of_head * L, end, T, L, scale, REACH, CHUNK)
         higher = tl.maximum(highest, tl.max(tl.where(heard, scores, -1e30), axis=1))
         weights = tl.where(heard, tl.exp(scores - higher[:, None]), 0.0)
@@ -122,7 +130,7 @@ def _queries_kernel(  # type: ignore[no-untyped-def]
     of_head = (head * tl.num_programs(2) + example) * T
     wanted = (query < T)[:, None] & (d < D)[None, :]
     of_query = ((example * T + query)[:, None] * N + head) * D + d[None, :]
-    q = tl.load(q_ptr + example * q_batch + query[:, None] * q_frame + head * D + d[None, :], mask=wanted, other=0.0)
+    q = _tile(q_ptr, example, q_batch, query, q_frame, head, query < T, D, BLOCK_D)
     grad = tl.load(grad_ptr + of_query, mask=wanted, other=0.0)
     out = tl.load(out_ptr + of_query, mask=wanted, other=0.0)
     norm = tl.load(norm_ptr + of_head + query, mask=query < T, other=0.0)
@@ -131,9 +139,9 @@ def _queries_kernel(  # type: ignore[no-untyped-def]
     total = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     for start in range(0, BLOCK + REACH + 2 * (CHUNK - 1), BLOCK):
         key = begin - REACH - (CHUNK - 1) + start + tl.arange(0, BLOCK)
-        there = ((key >= 0) & (key < T))[:, None] & (d < D)[None, :]
-        k = tl.load(k_ptr + example * k_batch + key[:, None] * k_frame + head * D + d[None, :], mask=there, other=0.0)
-        v = tl.load(v_ptr + example * v_batch + key[:, None] * v_frame + head * D + d[None, :], mask=there, other=0.0)
+        there = (key >= 0) & (key < T)
+        k = _tile(k_ptr, example, k_batch, key, k_frame, head, there, D, BLOCK_D)
+        v = _tile(v_ptr, example, v_batch, key, v_frame, head, there, D, BLOCK_D)
         scores, heard, at = _scores(q, k, query, key, bias_ptr + of_head * L, end, T, L, scale, REACH, CHUNK)
         weights = tl.where(heard, tl.exp(scores - norm[:, None]), 0.0)
         of_weights = tl.dot(grad, tl.trans(v), input_precision="ieee")
@@ -176,18 +184,16 @@ def _keys_kernel(  # type: ignore[no-untyped-def]
     key = begin + tl.arange(0, BLOCK)
     end = tl.minimum(tl.load(lens_ptr + example), T)
     of_head = (head * tl.num_programs(2) + example) * T
-    there = (key < T)[:, None] & (d < D)[None, :]
-    k = tl.load(k_ptr + example * k_batch + key[:, None] * k_frame + head * D + d[None, :], mask=there, other=0.0)
-    v = tl.load(v_ptr + example * v_batch + key[:, None] * v_frame + head * D + d[None, :], mask=there, other=0.0)
+    there = key < T
+    k = _tile(k_ptr, example, k_batch, key, k_frame, head, there, D, BLOCK_D)
+    v = _tile(v_ptr, example, v_batch, key, v_frame, head, there, D, BLOCK_D)
     of_k = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     of_v = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     for start in range(0, BLOCK + REACH + 2 * (CHUNK - 1), BLOCK):
         query = begin - (CHUNK - 1) + start + tl.arange(0, BLOCK)
         asks = (query >= 0) & (query < T)
         wanted = asks[:, None] & (d < D)[None, :]
-        q = tl.load(
-            q_ptr + example * q_batch + query[:, None] * q_frame + head * D + d[None, :], mask=wanted, other=0.0
-        )
+        q = _tile(q_ptr, example, q_batch, query, q_frame, head, asks, D, BLOCK_D)
         grad = tl.load(grad_ptr + ((example * T + query)[:, None] * N + head) * D + d[None, :], mask=wanted, other=0.0)
         norm = tl.load(norm_ptr + of_head + query, mask=asks, other=0.0)
         dot = tl.load(dot_ptr + of_head + query, mask=asks, other=0.0)
@@ -199,8 +205,8 @@ def _keys_kernel(  # type: ignore[no-untyped-def]
         of_v += tl.dot(tl.trans(weights.to(grad.dtype)), grad, input_precision="ieee")
         of_k += tl.dot(tl.trans(of_scores.to(q.dtype)), q, input_precision="ieee")
     to = ((example * T + key)[:, None] * N + head) * D + d[None, :]
-    tl.store(of_k_ptr + to, of_k.to(of_k_ptr.dtype.element_ty), mask=there)
-    tl.store(of_v_ptr + to, of_v.to(of_v_ptr.dtype.element_ty), mask=there)
+    tl.store(of_k_ptr + to, of_k.to(of_k_ptr.dtype.element_ty), mask=there[:, None] & (d < D)[None, :])
+    tl.store(of_v_ptr + to, of_v.to(of_v_ptr.dtype.element_ty), mask=there[:, None] & (d < D)[None, :])
 
 
 def _by_frame(x_BTND: Tensor) -> Tensor:

@@ -27,6 +27,47 @@ PADDED = STRIDE * STRIDE  # features' rows and columns that a step of the output
 VARYING = ["num_positions", "num_tiles", "T_in", "F_in", "T_out", "F_out", "T_padded", "F_padded"]
 
 
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _place(position, T, F):  # type: ignore[no-untyped-def]
+    """Example, frame and feature of positions in [B, T, F]."""
+    return position // F // T, position // F % T, position % F
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _weight(taps_ptr, tap, channel, C):  # type: ignore[no-untyped-def]
+    """A row of a table of taps, in float32."""
+    return tl.load(taps_ptr + tap * C + channel, mask=channel < C, other=0.0).to(tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _first(  # type: ignore[no-untyped-def]
+    x_ptr, taps_1, example, t, f, there, end, F_in, T_padded, F_padded, i: tl.constexpr, j: tl.constexpr,
+    LEFT: tl.constexpr,
+):  # fmt: skip
+    """For tap (i, j) of the second convolution: features and a one [P, 16], the first one's values before the ReLU
+    [P, C], and where they are there [P]."""
+    tap = tl.arange(0, 16)
+    at = (example * T_padded + 4 * t) * F_padded + 4 * f
+    offset = (2 * i + tap // 3) * F_padded + 2 * j + tap % 3
+    x = tl.load(x_ptr + at[:, None] + offset[None, :], mask=there[:, None] & (tap < 9)[None, :], other=0.0)
+    x = tl.where((tap == 9)[None, :], 1.0, x).to(taps_1.dtype)
+    row, column = 2 * t + i - LEFT, 2 * f + j - LEFT
+    inside = (row >= 0) & (row < end) & (column >= 0) & (column < F_in)
+    return x, tl.dot(x, taps_1, input_precision="ieee"), inside
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _heard(  # type: ignore[no-untyped-def]
+    x_ptr, example, t, f, there, end, channel, T_in, F_in, C, i: tl.constexpr, j: tl.constexpr, LEFT: tl.constexpr
+):
+    """What tap (i, j) hears behind the ReLU [P, C], in float32."""
+    row, column = 2 * t + i - LEFT, 2 * f + j - LEFT
+    inside = there & (row >= 0) & (row < end) & (column >= 0) & (column < F_in)
+    at = ((example * T_in + row) * F_in + column) * C
+    x = tl.load(x_ptr + at[:, None] + channel[None, :], mask=inside[:, None] & (channel < C)[None, :], other=0.0)
+    return tl.maximum(x.to(tl.float32), 0.0)
+
+
 @triton.jit(do_not_specialize=VARYING)  # type: ignore[untyped-decorator,unused-ignore]
 def _twice_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
@@ -50,24 +91,16 @@ def _twice_kernel(  # type: ignore[no-untyped-def]
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     tap = tl.arange(0, 16)
     there = position < num_positions
-    f = position % F_out
-    t = position // F_out % T_out
-    example = position // F_out // T_out
+    example, t, f = _place(position, T_out, F_out)
     end = tl.minimum(tl.load(lens_ptr + example, mask=there, other=0), T_in)
-    at = (example * T_padded + 4 * t) * F_padded + 4 * f
     taps_1 = tl.load(taps_1_ptr + tap[:, None] * C + channel[None, :], mask=(channel < C)[None, :], other=0.0)
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-    total += tl.load(taps_2_ptr + 9 * C + channel, mask=channel < C, other=0.0).to(tl.float32)[None, :]
+    total += _weight(taps_2_ptr, 9, channel, C)[None, :]
     for i in tl.static_range(3):
         for j in tl.static_range(3):
-            offset = (2 * i + tap // 3) * F_padded + 2 * j + tap % 3
-            x = tl.load(x_ptr + at[:, None] + offset[None, :], mask=there[:, None] & (tap < 9)[None, :], other=0.0)
-            x = tl.where((tap == 9)[None, :], 1.0, x).to(taps_1.dtype)
-            first = tl.dot(x, taps_1, input_precision="ieee")
-            row, column = 2 * t + i - LEFT, 2 * f + j - LEFT
-            inside = (row >= 0) & (row < end) & (column >= 0) & (column < F_in)
+            _, first, inside = _first(x_ptr, taps_1, example, t, f, there, end, F_in, T_padded, F_padded, i, j, LEFT)
             first = tl.where(inside[:, None], tl.maximum(first, 0.0), 0.0)
-            weight = tl.load(taps_2_ptr + (3 * i + j) * C + channel, mask=channel < C, other=0.0).to(tl.float32)
+            weight = _weight(taps_2_ptr, 3 * i + j, channel, C)
             total += first * weight[None, :]
     to = out_ptr + position[:, None] * C + channel[None, :]
     tl.store(to, total.to(out_ptr.dtype.element_ty), mask=there[:, None] & (channel < C)[None, :])
@@ -103,26 +136,20 @@ def _twice_weights_kernel(  # type: ignore[no-untyped-def]
     for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
         position = tile * BLOCK_P + tl.arange(0, BLOCK_P).to(tl.int64)
         there = position < num_positions
-        f = position % F_out
-        t = position // F_out % T_out
-        example = position // F_out // T_out
+        example, t, f = _place(position, T_out, F_out)
         end = tl.minimum(tl.load(lens_ptr + example, mask=there, other=0), T_in)
-        at = (example * T_padded + 4 * t) * F_padded + 4 * f
         wanted = there[:, None] & in_channels[None, :]
         grad = tl.load(grad_ptr + position[:, None] * C + channel[None, :], mask=wanted, other=0.0).to(tl.float32)
         sums_2 += tl.where((tap == 9)[:, None], tl.sum(grad, axis=0)[None, :], 0.0)
         for i in tl.static_range(3):
             for j in tl.static_range(3):
-                offset = (2 * i + tap // 3) * F_padded + 2 * j + tap % 3
-                x = tl.load(x_ptr + at[:, None] + offset[None, :], mask=there[:, None] & (tap < 9)[None, :], other=0.0)
-                x = tl.where((tap == 9)[None, :], 1.0, x).to(taps_1.dtype)
-                first = tl.dot(x, taps_1, input_precision="ieee")
-                row, column = 2 * t + i - LEFT, 2 * f + j - LEFT
-                inside = (row >= 0) & (row < end) & (column >= 0) & (column < F_in)
+                x, first, inside = _first(
+                    x_ptr, taps_1, example, t, f, there, end, F_in, T_padded, F_padded, i, j, LEFT
+                )
                 active = inside[:, None] & (first > 0)
                 summed = tl.sum(tl.where(active, first, 0.0) * grad, axis=0)
                 sums_2 += tl.where((tap == 3 * i + j)[:, None], summed[None, :], 0.0)
-                weight = tl.load(taps_2_ptr + (3 * i + j) * C + channel, mask=in_channels, other=0.0).to(tl.float32)
+                weight = _weight(taps_2_ptr, 3 * i + j, channel, C)
                 behind = tl.where(active, grad * weight[None, :], 0.0).to(taps_1.dtype)
                 sums_1 += tl.dot(tl.trans(x), behind, input_precision="ieee")
     to = sums_ptr + (tl.program_id(0) * 32 + tap)[:, None] * C + channel[None, :]
@@ -150,22 +177,15 @@ def _depthwise_kernel(  # type: ignore[no-untyped-def]
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     there = position < num_positions
     in_channels = channel < C
-    f = position % F_out
-    t = position // F_out % T_out
-    example = position // F_out // T_out
+    example, t, f = _place(position, T_out, F_out)
     end = tl.minimum(tl.load(lens_ptr + example, mask=there, other=0), T_in)
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-    total += tl.load(taps_ptr + 9 * C + channel, mask=in_channels, other=0.0).to(tl.float32)[None, :]
+    total += _weight(taps_ptr, 9, channel, C)[None, :]
     for i in tl.static_range(3):
         for j in tl.static_range(3):
-            row, column = 2 * t + i - LEFT, 2 * f + j - LEFT
-            inside = there & (row >= 0) & (row < end) & (column >= 0) & (column < F_in)
-            at = ((example * T_in + row) * F_in + column) * C
-            x = tl.load(
-                x_ptr + at[:, None] + channel[None, :], mask=inside[:, None] & in_channels[None, :], other=0.0
-            ).to(tl.float32)
-            weight = tl.load(taps_ptr + (3 * i + j) * C + channel, mask=in_channels, other=0.0).to(tl.float32)
-            total += tl.maximum(x, 0.0) * weight[None, :]
+            x = _heard(x_ptr, example, t, f, there, end, channel, T_in, F_in, C, i, j, LEFT)
+            weight = _weight(taps_ptr, 3 * i + j, channel, C)
+            total += x * weight[None, :]
     to = out_ptr + position[:, None] * C + channel[None, :]
     tl.store(to, total.to(out_ptr.dtype.element_ty), mask=there[:, None] & in_channels[None, :])
 
@@ -191,9 +211,7 @@ def _depthwise_input_kernel(  # type: ignore[no-untyped-def]
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     there = position < num_positions
     in_channels = channel < C
-    f = position % F_in
-    t = position // F_in % T_in
-    example = position // F_in // T_in
+    example, t, f = _place(position, T_in, F_in)
     inside = there & (t < tl.load(lens_ptr + example, mask=there, other=0))
     at = position[:, None] * C + channel[None, :]
     x = tl.load(x_ptr + at, mask=inside[:, None] & in_channels[None, :], other=0.0)
@@ -207,7 +225,7 @@ def _depthwise_input_kernel(  # type: ignore[no-untyped-def]
             grad = tl.load(
                 grad_ptr + of[:, None] + channel[None, :], mask=belongs[:, None] & in_channels[None, :], other=0.0
             ).to(tl.float32)
-            weight = tl.load(taps_ptr + (3 * i + j) * C + channel, mask=in_channels, other=0.0).to(tl.float32)
+            weight = _weight(taps_ptr, 3 * i + j, channel, C)
             total += grad * weight[None, :]
     total = tl.where(x > 0, total, 0.0)
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=there[:, None] & in_channels[None, :])
@@ -237,22 +255,15 @@ def _depthwise_weights_kernel(  # type: ignore[no-untyped-def]
     for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
         position = tile * BLOCK_P + tl.arange(0, BLOCK_P).to(tl.int64)
         there = position < num_positions
-        f = position % F_out
-        t = position // F_out % T_out
-        example = position // F_out // T_out
+        example, t, f = _place(position, T_out, F_out)
         end = tl.minimum(tl.load(lens_ptr + example, mask=there, other=0), T_in)
         wanted = there[:, None] & in_channels[None, :]
         grad = tl.load(grad_ptr + position[:, None] * C + channel[None, :], mask=wanted, other=0.0).to(tl.float32)
         sums += tl.where((tap == 9)[:, None], tl.sum(grad, axis=0)[None, :], 0.0)
         for i in tl.static_range(3):
             for j in tl.static_range(3):
-                row, column = 2 * t + i - LEFT, 2 * f + j - LEFT
-                inside = there & (row >= 0) & (row < end) & (column >= 0) & (column < F_in)
-                at = ((example * T_in + row) * F_in + column) * C
-                x = tl.load(
-                    x_ptr + at[:, None] + channel[None, :], mask=inside[:, None] & in_channels[None, :], other=0.0
-                ).to(tl.float32)
-                summed = tl.sum(tl.maximum(x, 0.0) * grad, axis=0)
+                x = _heard(x_ptr, example, t, f, there, end, channel, T_in, F_in, C, i, j, LEFT)
+                summed = tl.sum(x * grad, axis=0)
                 sums += tl.where((tap == 3 * i + j)[:, None], summed[None, :], 0.0)
     to = sums_ptr + (tl.program_id(0) * 16 + tap)[:, None] * C + channel[None, :]
     tl.store(to, sums, mask=in_channels[None, :])
