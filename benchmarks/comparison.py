@@ -150,11 +150,14 @@ class Comparison:
 
     # --- sections ------------------------------------------------------------------------------------------------
 
+    def _is_wanted(self, case: str) -> bool:
+        return not self._args.cases or case in self._args.cases
+
     def _train(self, who: str, side: Side) -> None:
         for name, make in self._cases():
             if who == "nemo" and name == name_of(*self._size.best):
                 continue
-            if self._args.cases and name not in self._args.cases:
+            if not self._is_wanted(name):
                 continue
             batches = [on_device(batch, self._device) for batch in make()]
             pace = RARELY if name in (MIX, name_of(*self._size.long)) else OFTEN
@@ -173,7 +176,7 @@ class Comparison:
         """The second call is timed."""
         for num_dialogues in self._size.decode:
             case = name_of(num_dialogues, self._size.decode_s)
-            if self._args.cases and case not in self._args.cases:
+            if not self._is_wanted(case):
                 continue
             batch = on_device(even_batch(self._size, num_dialogues, self._size.decode_s), self._device)
             free()

@@ -69,12 +69,16 @@ def empty_rate(hypotheses: Sequence[str], language: str = "en") -> float | None:
 def answer_accuracy(texts: Sequence[str], values: Sequence[str | None], language: str = "en") -> float | None:
     """Return the share in per cent of texts that contain their value, or None where none has a value.
 
-    A text whose value is None, or has no word, is left out. See :func:`contains`.
+    Texts without one are left out. See :func:`is_right`.
     """
-    pairs = [(text, value) for text, value in zip(texts, values, strict=True) if value and normalize(value, language)]
-    if not pairs:
-        return None
-    return 100.0 * sum(contains(text, value, language) for text, value in pairs) / len(pairs)
+    judged = [is_right(text, value, language) for text, value in zip(texts, values, strict=True)]
+    known = [right for right in judged if right is not None]
+    return 100.0 * sum(known) / len(known) if known else None
+
+
+def is_right(text: str, value: str | None, language: str = "en") -> bool | None:
+    """Tell whether ``text`` contains ``value`` (:func:`contains`); None where that is None, or has no word."""
+    return contains(text, value, language) if value and normalize(value, language) else None
 
 
 def contains(text: str, value: str, language: str = "en") -> bool:

@@ -5,9 +5,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from s2s_eval.metrics import contains, corpus_wer
+from s2s_eval.metrics import corpus_wer, is_right
 from s2s_eval.samples import DIALOGUES_FILE, Wavs
-from s2s_eval.text import normalize
 
 # what only newer runs have
 OPTIONAL: dict[str, Any] = {"generated_speech": [], "responses": [], "barge_ins": []}
@@ -44,7 +43,7 @@ def _judged(turn: dict[str, Any], language: str) -> dict[str, Any]:
     value = turn.get("value")
     return {
         "value": value,
-        "is_heard": contains(turn["asr"], value, language) if value and normalize(value, language) else None,
+        "is_heard": is_right(turn["asr"], value, language),
         "wer": corpus_wer([turn["asr"]], [turn["reference"]], language),
     }
 

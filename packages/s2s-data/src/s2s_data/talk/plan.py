@@ -7,6 +7,7 @@ together), and voices.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from s2s_data.demo.dialogues import CAPITALS, DAYS
 from s2s_data.talk.numbers import spoken
@@ -73,6 +74,13 @@ class Held:
     cases: dict[str, tuple[Case, ...]]
     wordings: frozenset[tuple[str, str]]
 
+    @cached_property
+    def sums(self) -> tuple[tuple[int, int], ...]:
+        """Summands that may be asked for beyond the skill: the split's own, and those too large for the skill."""
+        own = {(case["a"], case["b"]) for case in self.cases["plus"]}
+        pairs = ((a, b) for a in range(1, 2 * LARGEST_SUMMAND + 1) for b in range(1, 10))
+        return tuple((a, b) for a, b in pairs if a > LARGEST_SUMMAND or (spoken(a), spoken(b)) in own)
+
 
 def sentence(text: str) -> str:
     """The text with its first letter large."""
@@ -117,7 +125,7 @@ def _follow_up(before: Exchange, held: Held, rng: random.Random) -> Exchange | N
     """A question that only what was said before makes clear."""
     if before.kind == "plus" and before.value is not None:
         total = next(n for n in range(100) if spoken(n) == before.value)
-        allowed = [more for more in range(1, 10) if _may_add(held, total, more)]
+        allowed = [b for a, b in held.sums if a == total]
         if not allowed:
             return None
         more = rng.choice(allowed)
@@ -135,11 +143,6 @@ def _follow_up(before: Exchange, held: Held, rng: random.Random) -> Exchange | N
     return None
 
 
-def _may_add(held: Held, a: int, b: int) -> bool:
-    """Whether a sum is one of the split's own; larger ones than are asked for are anyone's."""
-    return a > LARGEST_SUMMAND or any(case["a"] == spoken(a) and case["b"] == spoken(b) for case in held.cases["plus"])
-
-
 def _memory(held: Held, rng: random.Random) -> tuple[Exchange, Exchange]:
     """Something to keep in mind, and a question about it for later."""
     kind = rng.choice(["name", "number", "food", "sum"])
@@ -151,8 +154,7 @@ def _memory(held: Held, rng: random.Random) -> tuple[Exchange, Exchange]:
         food = rng.choice(FOODS)
         told = Exchange("food", "told", f"I like to eat {food}.", "That sounds good.", None)
         return told, Exchange("food", "asked", "What do I like to eat?", f"You like to eat {food}.", food)
-    sums = [(a, b) for a in range(1, 41) for b in range(1, 10) if _may_add(held, a, b)]
-    number, more = rng.choice(sums)
+    number, more = rng.choice(held.sums)
     told = Exchange("number", "told", f"Remember the number {spoken(number)}.", "I will remember it.", None)
     if kind == "number":
         asked = f"Your number was {spoken(number)}."
