@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from s2s_model.codecs.conv_tail import Span
+from s2s_model.codecs.convolution import Span
 from s2s_model.codecs.hifigan import HiFiGANDecoder, HiFiGANEncoder, reason_against
 
 log = logging.getLogger(__name__)
