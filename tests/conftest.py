@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 
 # No test asks a hub, where a machine without network waits half a minute for each name. Before anything imports it.
@@ -16,3 +17,31 @@ if not os.environ.get("S2S_TEST_ON_GPU"):
 # The same examples each time, and no time limit: a test that fails on a busy machine only says nothing.
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
+
+# A file's tests run in one process: those that take longest begin first, and no core idles at the end.
+LONGEST = (
+    "s2s_train/test_slurm",
+    "s2s_train/test_calibrate",
+    "s2s_model/test_parallel",
+    "s2s_train/test_end_to_end",
+    "s2s_model/test_resharding",
+    "test_demo",
+    "s2s_train/test_cut_in_three",
+    "s2s_train/test_signals",
+    "s2s_train/test_typos",
+    "benchmarks/test_gpu_fit",
+    "benchmarks/test_gpu_nemo",
+    "s2s_model/test_local_attention",
+    "s2s_model/test_session",
+    "s2s_data/test_loader",
+    "s2s_eval/test_quality",
+    "s2s_eval/test_ranks",
+    "recipes/test_talk_recipe",
+    "s2s_eval/test_known_ceiling",
+    "s2s_eval/test_report_in_browser",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    places = {str(config.rootpath / "tests" / f"{name}.py"): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
