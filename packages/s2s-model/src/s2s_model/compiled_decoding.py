@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from s2s_model.frame_cache import LONG_FRAMES, LONG_ROOM_FRAMES
+from s2s_model.skinny_linear import group_linears, has_kernel
 from s2s_parallel.forwards import unwrap_forward, wrap_forward
 
 ATTENTION = "s2s_frame"  # its name in transformers' registry
@@ -48,7 +50,16 @@ def compiled_blocks(blocks: Sequence[nn.Module], kept: Any, llm_config: Any) -> 
 @cache
 def _compiled(block_class: Any) -> Callable[..., Any]:
     # The family's own function: transformers wraps all families' in one, and torch counts recompilations by function.
-    compiled: Callable[..., Any] = torch.compile(inspect.unwrap(block_class.forward))
+    compiled: Callable[..., Any] = torch.compile(inspect.unwrap(block_class.forward), backend=_compile_grouped)
+    return compiled
+
+
+def _compile_grouped(graph_module: GraphModule, example_inputs: list[Tensor]) -> Callable[..., Any]:
+    """As Inductor; the linear layers of one input are computed together, where there is a kernel for that."""
+    from torch._dynamo import lookup_backend
+
+    group_linears(graph_module, has_kernel)
+    compiled: Callable[..., Any] = lookup_backend("inductor")(graph_module, example_inputs)
     return compiled
 
 
