@@ -88,7 +88,8 @@ def test_latents_are_nemos_before_rounding_to_codes_hides_a_difference(own, fast
 
 
 def test_more_than_fits_at_once_is_coded_in_pieces(own, fast, monkeypatch):
-    monkeypatch.setattr("s2s_model.codecs.hifigan_coding.FRAMES_AT_ONCE", 32)
+    monkeypatch.setattr("s2s_model.codecs.hifigan_coding.ENCODED_AT_ONCE", 32)
+    monkeypatch.setattr("s2s_model.codecs.hifigan_coding.DECODED_AT_ONCE", 32)
     audio_BS, lens_B = batch(own, speech_like, 20, 5, 12, 1, 9)
     codes_BTK, frames_B = own.encode(audio_BS, lens_B)
     assert torch.equal(fast.encode(audio_BS, lens_B)[0], codes_BTK)

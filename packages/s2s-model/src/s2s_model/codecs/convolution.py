@@ -97,7 +97,7 @@ def convolve(
         input_BTC: [B, steps in, channels in], its last dimension contiguous.
         num_steps: T.
         residual_BTC: [B, T, C].
-        partial_BTC: [B, T, C].
+        partial_BTC: [B, T, C]; it may be written over.
         keep: whether x is wanted.
         activate: whether its activation is.
         dtype: of both; by default the input's.

@@ -190,10 +190,13 @@ def convolve_cuda(
     taps, in_channels, columns = conv.weight_KIO.shape
     out_channels = len(conv.bias_C)
     num_rows = in_steps + triton.cdiv(conv.padding, conv.stride) if conv.transposed else num_steps
-    made = [
-        torch.empty(B, num_steps, out_channels, dtype=dtype, device=input_BTC.device) if wanted else None
-        for wanted in (keep, activate)
-    ]
+    # Each number of `partial_BTC` is read by the program that writes its place.
+    free = partial_BTC if partial_BTC is not None and partial_BTC.dtype == dtype else None
+    made: list[Tensor | None] = [None, None]
+    for i, wanted in enumerate((keep, activate)):
+        if wanted:
+            made[i] = input_BTC.new_empty(B, num_steps, out_channels, dtype=dtype) if free is None else free
+            free = None
     kept_BTC, active_BTC = (input_BTC.new_empty(0) if x_BTC is None else x_BTC for x_BTC in made)
     blocks = choose_blocks(B * num_rows, in_channels, columns, input_BTC.element_size())
     grid = (_num_programs(num_rows, blocks.steps, columns, blocks.channels_out), B)

@@ -17,7 +17,9 @@ from s2s_model.codecs.hifigan import HiFiGANDecoder, HiFiGANEncoder, reason_agai
 
 log = logging.getLogger(__name__)
 
-FRAMES_AT_ONCE = 1024  # of all examples together: 80 s need 1 GiB, and fill a GPU
+# Frames of all examples together, so many as fill a GPU: 0.3 GiB and 0.4 for a codec of 93 M parameters.
+ENCODED_AT_ONCE = 256
+DECODED_AT_ONCE = 512
 EXACT_FRAMES = 64  # up to here lengths are taken as they are, beyond rounded up to
 ROUNDED_TO = 16  # so many: cuDNN plans each new length anew, 1 ms a convolution
 PROBED_FRAMES = 12
@@ -38,7 +40,7 @@ class HiFiGANCoding:
         T = audio_BS.shape[1] // self._samples_per_frame
         end_1 = frames_B.max()[None]
         audio_BS = pad(audio_BS, (0, _more_frames(T) * self._samples_per_frame))
-        rows = _rows_at_once(len(audio_BS), T)
+        rows = _rows_at_once(len(audio_BS), T, ENCODED_AT_ONCE)
         pieces = [
             self._encoder(audio, Span(frames, end_1))
             for audio, frames in zip(audio_BS.split(rows), frames_B.split(rows), strict=True)
@@ -56,7 +58,7 @@ class HiFiGANCoding:
         latents_BDT = self._model.dequantize(tokens=codes_BKT, tokens_len=frames_B)
         latents_BDT = pad(latents_BDT, (0, _more_frames(T)))
         end_1 = torch.full((1,), T, device=codes_BKT.device)
-        rows = _rows_at_once(len(codes_BKT), T)
+        rows = _rows_at_once(len(codes_BKT), T, DECODED_AT_ONCE)
         pieces = [
             self._decoder(latents, Span(frames, end_1))
             for latents, frames in zip(latents_BDT.split(rows), frames_B.split(rows), strict=True)
@@ -148,7 +150,7 @@ def _more_frames(num_frames: int) -> int:
     return 0 if num_frames <= EXACT_FRAMES else -num_frames % ROUNDED_TO
 
 
-def _rows_at_once(num_rows: int, num_frames: int) -> int:
+def _rows_at_once(num_rows: int, num_frames: int, frames_at_once: int) -> int:
     """Examples of a piece: pieces as equal as can be."""
-    num_pieces = -(-num_rows * num_frames // FRAMES_AT_ONCE)
+    num_pieces = -(-num_rows * num_frames // frames_at_once)
     return -(-num_rows // min(num_pieces, num_rows))

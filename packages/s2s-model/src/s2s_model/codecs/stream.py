@@ -34,7 +34,9 @@ class CodecStream:
         self._advance = GraphedFunction(self._decode_frame, device)
 
     def warm_up(self) -> None:
-        """Capture, before the first frame."""
+        """Capture, before the first frame; kernels of the windows that a stream begins with are made too."""
+        for available in range(1, self._width + 1):
+            self._codec.decode_newest(self._codes_BWK[:, :available], min(1 + self.lookahead_frames, available))
         for _ in range(WARM_UP + 1):
             self._advance(self._codes_BWK[:, :1])
 
