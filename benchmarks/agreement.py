@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.peer_size import with_codes
 from benchmarks.side import Side
 from benchmarks.timing import exact_float32
 
@@ -18,20 +19,27 @@ TOLERANCES = {
 SMALL = "small"  # the name of the float32 batch among codes
 
 
-def exact_figures(side: Side, batch: dict[str, Any], codes: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
+def exact_figures(side: Side, batch: dict[str, Any], known: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
     """The loss and the gradients' norm of an unpadded batch in float32 without TF32, and how codes and answers differ.
 
-    The first side leaves its codes and answers in `codes`, the second is compared with them.
+    The first side leaves its codes and answers in `known`. The second is compared with them, and its loss is that of
+    the first side's codes: a codec in float16 gives others where a latent lies at the edge between two.
     """
     with exact_float32():
-        figures: dict[str, Any] = side.loss_and_norm(batch)
+        codes_BTK, frames_B = side.codes(batch)
+        same = known.get(f"{SMALL} codes")
+        figures: dict[str, Any] = side.loss_and_norm(batch if same is None else with_codes(batch, same))
         answer = side.answer(batch)
-        made = {"codes": side.codes(batch)[0], "text": answer["tokens_text"], "answered codes": answer["tokens_audio"]}
-    for name, value in made.items():
+    made = {
+        "codes": (codes_BTK, frames_B.long().cpu()),
+        "text": (answer["tokens_text"], torch.empty(0)),
+        "answered codes": (answer["tokens_audio"], torch.empty(0)),
+    }
+    for name, (value, lens) in made.items():
         key = f"{SMALL} {name}"
-        if key in codes:
-            figures[f"{name} equal"] = share_equal(value, codes[key][0])
-        codes[key] = (value.cpu(), torch.empty(0))
+        if key in known:
+            figures[f"{name} equal"] = share_equal(value, known[key][0])
+        known[key] = (value.cpu().long(), lens)
     return figures
 
 

@@ -92,10 +92,12 @@ def run(folder: Path, name: str, size: Size, args: argparse.Namespace) -> dict[s
     timer = Timer(args.limit_s, os.killpg, (process.pid, signal.SIGKILL))  # its workers too
     timer.start()
     lines: list[str] = []
-    first_s = 0.0
+    first_s, told = 0.0, ""
     assert process.stdout is not None
     for line in process.stdout:
         lines.append(line)
+        if line.startswith("first step after "):
+            told = line.strip()
         if line.startswith("step ") and not first_s:
             first_s = time.monotonic() - began
     code = process.wait()
@@ -104,7 +106,7 @@ def run(folder: Path, name: str, size: Size, args: argparse.Namespace) -> dict[s
         raise RuntimeError(f"fit ended with {code} after {time.monotonic() - began:.0f} s: {''.join(lines)[-1500:]}")
     whole = {"whole_run_s": round(time.monotonic() - began, 1)}
     if is_short:
-        return {"seconds_to_first_step": round(first_s, 1)} | whole
+        return {"seconds_to_first_step": round(first_s, 1), "told": told} | whole
     return steady(folder / "runs" / name / "metrics.jsonl") | whole
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,12 @@ def test_a_short_run_of_the_app_tells_when_its_first_step_was_done(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     cold = json.loads(out.read_text())["cold"]
     assert 0 < cold["seconds_to_first_step"] < cold["whole_run_s"]
+    told = re.fullmatch(
+        r"first step after (.*) s: imports (.*), model (.*), set-up (.*), first batch (.*), step (.*)", cold["told"]
+    )
+    whole, *parts = map(float, told.groups())
+    assert sum(parts) == pytest.approx(whole, abs=0.3)  # each is rounded
+    assert all(part >= 0 for part in parts)
 
 
 def test_a_run_that_the_app_refuses_ends_with_its_message(tmp_path):

@@ -27,6 +27,7 @@ from s2s_train.profile_steps import StepProfiler
 from s2s_train.progress import BarProgress, LineProgress
 from s2s_train.requeue import requeue, slurm_job, wants_requeue
 from s2s_train.run_folder import RunFolder
+from s2s_train.startup import StartUp
 from s2s_train.stop_signals import TIME_IS_UP, StopSignals, seconds
 from s2s_train.stop_together import StopTogether
 from s2s_train.summary import print_summary
@@ -58,6 +59,7 @@ def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder)
     Raises:
         ValueError, OSError: what the user can mend, each with one line that says how.
     """
+    start_up = StartUp()
     folder = RunFolder.of(cfg)
     checkpoint = folder.checkpoint_to_resume(cfg.exp_manager)
     to_requeue = wants_requeue(cfg.exp_manager.requeue)
@@ -65,7 +67,13 @@ def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder)
     watchdog = Watchdog(folder.path, cfg.exp_manager.hang_timeout_s)
     seed_everything(cfg.seed, workers=True, verbose=False)
     jsonl = JsonlLogger(folder.metrics)
-    callbacks = [watchdog, *_callbacks(cfg, folder, jsonl), *build_scorers(cfg, folder), StopTogether(signals)]
+    callbacks = [
+        watchdog,
+        start_up,
+        *_callbacks(cfg, folder, jsonl),
+        *build_scorers(cfg, folder),
+        StopTogether(signals),
+    ]
     callbacks += build_checkpoints(cfg.exp_manager, folder, cfg.model.scoring_asr not in (None, "none"))
     trainer = build_trainer(
         cfg.trainer,
@@ -75,6 +83,7 @@ def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder)
     )
     signals.attach(trainer)
     model = build_model(cfg)
+    start_up.mark("model")
     say(f"run folder {folder.path}" + (f", resuming from {checkpoint}" if checkpoint else ""))
     try:
         with watchdog, telling_other_models(checkpoint, model):

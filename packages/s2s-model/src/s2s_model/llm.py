@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s2s_model.first_values import drawn_once
 from s2s_model.names import did_you_mean, first_line, folder_or_hub_name, why_not_loaded
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def load_llm(name_or_path: str, *, pretrained_weights: bool, attn_implementation
         if pretrained_weights:
             llm = _load_weights(path, config, options | where)
         else:
-            llm = AutoModelForCausalLM.from_config(_text_part(config), **options)
+            with drawn_once():
+                llm = AutoModelForCausalLM.from_config(_text_part(config), **options)
     except _SettledError:
         raise
     except (OSError, ValueError, ImportError) as error:
