@@ -4,10 +4,10 @@
     python -m benchmarks.gpu_fit --out gpu_fit.json --runs uniform --set parallel.compile=false
     python -m benchmarks.gpu_fit --size tiny --device cpu --out tiny.json
 
-Writes Shars of noise with stored codes and calls `python -m s2s_train fit` on them. `cold`: five steps with an empty
-compile cache, `warm`: the same with the cache that it left; seconds from the process's start to its first finished step
-are told. `uniform`: dialogues of 20 s; `mixed`: of 5 to 20 s, in buckets; both log audio-seconds a second and the share
-of time that training waited for data. Exit code 1: a run failed.
+Writes an LLM's weights and Shars of noise with stored codes, and calls `python -m s2s_train fit` on them. `cold`: five
+steps with an empty compile cache, `warm`: the same with the cache that it left; seconds from the process's start to its
+first finished step are told. `uniform`: dialogues of 20 s; `mixed`: of 5 to 20 s, in buckets; both log audio-seconds a
+second and the share of time that training waited for data. Exit code 1: a run failed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,17 @@ import yaml
 
 from benchmarks.fit_corpus import write_shar
 from benchmarks.gpu_report import Report, device_traits
-from benchmarks.peer_size import CODEC_HZ, FAST, FAST_OPTIMIZER, SIZES, SOURCE_HZ, Size, model_section, write_parts
+from benchmarks.peer_size import (
+    CODEC_HZ,
+    FAST,
+    FAST_OPTIMIZER,
+    SIZES,
+    SOURCE_HZ,
+    Size,
+    model_section,
+    write_llm_weights,
+    write_parts,
+)
 
 RUNS = ("cold", "warm", "uniform", "mixed")
 SHORT = {"trainer.max_steps": 5, "trainer.log_every_n_steps": 1}
@@ -47,6 +57,7 @@ def main() -> int:
         with report.guarded("data"):
             began = time.monotonic()
             write_parts(Path(folder), size)
+            write_llm_weights(Path(folder), args.device)
             for name, shortest_s in (("uniform", size.decode_s), ("mixed", size.shortest_s)):
                 write_shar(Path(folder), name, shortest_s, size.decode_s, args.dialogues, size.llm["vocab_size"])
             report.put(round(time.monotonic() - began, 1), "data_written_s")
@@ -129,7 +140,8 @@ def config(folder: Path, data: str, size: Size, args: argparse.Namespace) -> dic
         bins = {"bucket_duration_bins": list(size.bins_s[:-1]), "bucket_buffer_size": 200}
         batching = {"batch_duration": size.batch_duration_s, "use_bucketing": True} | bins
     return {
-        "model": model_section(folder, size, {"lr": 1e-4} | (FAST_OPTIMIZER if cuda else {})),
+        "model": model_section(folder, size, {"lr": 1e-4} | (FAST_OPTIMIZER if cuda else {}))
+        | {"pretrained_weights": True},
         "data": {
             "source_sample_rate": SOURCE_HZ,
             "target_sample_rate": CODEC_HZ,

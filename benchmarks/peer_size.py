@@ -99,6 +99,15 @@ def write_parts(folder: Path, size: Size) -> None:
     _write_codec(folder / "codec.nemo", size)
 
 
+def write_llm_weights(folder: Path, device: str) -> None:
+    """Put random weights in bfloat16 beside the LLM's config, drawn on a device."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder / "llm")
+    with torch.device(device):
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder / "llm")
+
+
 def _write_codec(path: Path, size: Size) -> None:
     """A HiFiGAN codec of 12.5 frames a second and 8 codebooks of 2,016 codes."""
     from nemo.collections.tts.models import AudioCodecModel

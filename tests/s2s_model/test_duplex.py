@@ -409,3 +409,19 @@ def test_a_resumed_run_has_the_rates_of_its_config_not_of_its_checkpoint(schedul
         assert group["betas"] == (0.9, 0.98)
     decays = [group["weight_decay"] for group in other.optimizers[0].param_groups]
     assert decays == [0.2, 0.0]
+
+
+@pytest.mark.parametrize("keys", [{}, {"predict_user_text": True}, {"lora": {"r": 2}}], ids=str)
+def test_an_llm_loaded_in_bf16_is_the_one_cast_to_it(keys, codec_path, tmp_path):
+    config = model_config(make_family_weights("llama-3", tmp_path), codec_path, pretrained_weights=True, **keys)
+    built = []
+    for dtype in (None, torch.bfloat16):
+        torch.manual_seed(0)
+        built.append(DuplexS2SModel(config, llm_dtype=dtype))
+    whole, loaded = built
+    assert whole.llm.get_input_embeddings().weight.dtype == torch.float32
+    assert loaded.llm.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert next(loaded.perception.parameters()).dtype == torch.float32
+    whole, loaded = (model.to(torch.bfloat16).state_dict() for model in built)
+    assert whole.keys() == loaded.keys()
+    assert all(torch.equal(whole[name], loaded[name]) for name in whole)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule
 
 from s2s_eval.scoring import ValidationScoring
@@ -26,7 +27,8 @@ def build_model(cfg: AppConfig) -> LightningModule:
             model hears or speaks, or the LLM can't be shared between as many devices.
     """
     check_free_sections(cfg)
-    model = DuplexS2SModel(cfg.model, frame_length_s=cfg.data.frame_length, parallel=cfg.parallel)
+    llm_dtype = torch.bfloat16 if cfg.trainer.precision == "bf16-true" else None
+    model = DuplexS2SModel(cfg.model, cfg.data.frame_length, cfg.parallel, llm_dtype)
     for key in ("source_sample_rate", "target_sample_rate"):
         configured, needed = getattr(cfg.data, key), getattr(model, key)
         if configured != needed:

@@ -43,6 +43,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         config: the `model:` section; unknown keys are refused.
         frame_length_s: seconds of a frame, on which encoder and codec must agree.
         parallel: how training lays the model out on its devices; Lightning's strategy says on which.
+        llm_dtype: as `DuplexNetwork` takes it.
 
     Raises:
         ValueError: a part can't be built, or its rates don't fit; the message quotes both.
@@ -53,8 +54,9 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         config: ModelConfig | DictConfig | dict[str, Any],
         frame_length_s: float = 0.08,
         parallel: ParallelConfig | None = None,
+        llm_dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(config, frame_length_s)
+        super().__init__(config, frame_length_s, llm_dtype)
         self._parallel = parallel or ParallelConfig()
         self._laid_out_on: list[Any] = []  # the mesh (or None for one device), once it is done
         self._window = StepWindow()

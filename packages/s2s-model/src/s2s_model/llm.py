@@ -19,8 +19,14 @@ log = logging.getLogger(__name__)
 KEY = "model.pretrained_llm"
 
 
-def load_llm(name_or_path: str, *, pretrained_weights: bool, attn_implementation: str | None = None) -> Any:
-    """Load a causal LM whole, in torch's default dtype: tied embeddings stay tied, and its own head is used.
+def load_llm(
+    name_or_path: str,
+    *,
+    pretrained_weights: bool,
+    attn_implementation: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """Load a causal LM whole: tied embeddings stay tied, and its own head is used.
 
     Of a model that also sees or hears, the text part is taken.
 
@@ -28,6 +34,7 @@ def load_llm(name_or_path: str, *, pretrained_weights: bool, attn_implementation
         name_or_path: a Hugging Face name, a folder, a `.gguf` file, or `org/repo/file.gguf` on the hub.
         pretrained_weights: False builds the architecture at random weights.
         attn_implementation: transformers' name of an attention, e.g. `eager`, `sdpa`, `flash_attention_2`.
+        dtype: of weights that are loaded; by default, and for random ones, torch's default dtype.
 
     Raises:
         FileNotFoundError: a path that doesn't exist.
@@ -40,7 +47,7 @@ def load_llm(name_or_path: str, *, pretrained_weights: bool, attn_implementation
     try:
         config = AutoConfig.from_pretrained(path, **where)
         options = {
-            "dtype": torch.get_default_dtype(),
+            "dtype": (dtype if pretrained_weights else None) or torch.get_default_dtype(),
             "attn_implementation": _attention(_text_part(config), attn_implementation),
         }
         if pretrained_weights:

@@ -59,12 +59,19 @@ class DuplexNetwork(nn.Module):
     Args:
         config: the `model:` section; unknown keys are refused.
         frame_length_s: seconds of a frame, on which encoder and codec must agree.
+        llm_dtype: in which the LLM's weights are loaded, if the network will be cast to it: files in that dtype load
+            ten times faster than into float32.
 
     Raises:
         ValueError: a part can't be built, or its rates don't fit; the message quotes both.
     """
 
-    def __init__(self, config: ModelConfig | DictConfig | dict[str, Any], frame_length_s: float = 0.08) -> None:
+    def __init__(
+        self,
+        config: ModelConfig | DictConfig | dict[str, Any],
+        frame_length_s: float = 0.08,
+        llm_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.cfg = as_model_config(config)
         self.frame_length_s = frame_length_s
@@ -85,7 +92,7 @@ class DuplexNetwork(nn.Module):
         )
         check_codec_rate(self.audio_codec, frame_length_s)
         self.speech = SpeechTokens(self.audio_codec.codebook_size)
-        self._build_llm()
+        self._build_llm(llm_dtype)
         self.perception = build_perception(self.cfg, hidden_size(self.llm), frame_length_s)
         self._build_speech_channel()
         for head in self._heads:
@@ -102,11 +109,12 @@ class DuplexNetwork(nn.Module):
         )
         self.train()  # an LLM loaded with its weights comes in eval mode
 
-    def _build_llm(self) -> None:
+    def _build_llm(self, dtype: torch.dtype | None = None) -> None:
         self.llm = load_llm(
             self.cfg.pretrained_llm,
             pretrained_weights=self.cfg.pretrained_weights,
             attn_implementation=self.cfg.attn_implementation,
+            dtype=dtype,
         )
         check_cache(self.llm)
         self.tokenizer.check_fits(self.llm.get_input_embeddings().weight.shape[0])

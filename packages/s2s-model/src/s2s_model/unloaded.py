@@ -62,7 +62,7 @@ class UnloadedNetwork(DuplexNetwork):
         )
         self.train()
 
-    def _build_llm(self) -> None:
+    def _build_llm(self, dtype: torch.dtype | None = None) -> None:
         self.llm = load_llm(
             self.cfg.pretrained_llm, pretrained_weights=False, attn_implementation=self.cfg.attn_implementation
         )
