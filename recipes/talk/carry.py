@@ -76,8 +76,10 @@ def pack(args: argparse.Namespace) -> str:
     checkpoint = read_checkpoint(path)
     state = checkpoint.pop("state_dict")
     frozen = frozen_names(build(cfg, without_weights(asdict(cfg.model))))
-    files = into_files({name: value for name, value in state.items() if name not in frozen}, args.part_mib * MIB)
-    rest = without_moments(checkpoint) | {"frozen": {name: fingerprint(state[name]) for name in frozen & state.keys()}}
+    trained, tied = each_once({name: value for name, value in state.items() if name not in frozen})
+    files = into_files(trained, args.part_mib * MIB)
+    rest = without_moments(checkpoint) | {"tied": tied}
+    rest["frozen"] = {name: fingerprint(state[name]) for name in frozen & state.keys()}
     write(files, rest, args.run / CONFIG, args.parts)
     size_mib = sum(part.stat().st_size for part in args.parts.iterdir()) / MIB
     if size_mib > args.total_mib:
@@ -109,6 +111,7 @@ def unpack(args: argparse.Namespace) -> str:
     state: dict[str, Tensor] = {}
     for index in range(rest.pop("num_files")):
         state |= load_file(args.parts / WEIGHTS.format(index))
+    state |= {name: state[other] for name, other in rest.pop("tied").items()}
     state |= made_anew(build(cfg, asdict(cfg.model)).state_dict(), rest.pop("frozen"))
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     AtomicCheckpointIO().save_checkpoint(rest | {"state_dict": state}, run.last_checkpoint)
@@ -131,6 +134,17 @@ def without_moments(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint with optimizers that have done no step yet, at the rates where they are."""
     states = [{**state, "state": {}} for state in checkpoint.get("optimizer_states", [])]
     return checkpoint | {"optimizer_states": states}
+
+
+def each_once(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors without those that are others' too, and whose they are."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    tied: dict[str, str] = {}
+    for name, value in state.items():
+        owner = first.setdefault((value.data_ptr(), value.shape), name)
+        if owner != name and value.numel():
+            tied[name] = owner
+    return {name: value for name, value in state.items() if name not in tied}, tied
 
 
 def into_files(state: Mapping[str, Tensor], limit_bytes: float) -> list[dict[str, Tensor]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from recipes.talk import carry
 from s2s_parallel.checkpoint import AtomicCheckpointIO
@@ -53,6 +54,21 @@ def test_a_run_goes_on_from_its_parts(run, stage, in_talk):
     stayed = logged(fit("talk_carried", in_talk / "llm", "stayed"), "train_loss")
     assert [*carried] == [2]
     assert carried[2] == stayed[2], "the same weights and data: moments show from the next step on"
+
+
+def test_tied_weights_are_carried_once(run, capsys):
+    path = run / "checkpoints/last.ckpt"
+    checkpoint = last(run)
+    state = checkpoint["state_dict"]
+    state["again"] = state["audio_head.weight"]
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    assert carry.main(["pack", str(run), "parts"]) == 0
+    assert carry.main(["unpack", "parts", "new"]) == 0
+    carried = last(Path("new"))["state_dict"]
+    assert torch.equal(carried["again"], state["audio_head.weight"])
+    assert carried["again"].data_ptr() == carried["audio_head.weight"].data_ptr()
+    stored = [name for part in Path("parts").glob("*.safetensors") for name in safe_open(part, "pt").keys()]  # noqa: SIM118
+    assert len({"again", "audio_head.weight"} & set(stored)) == 1
 
 
 def test_other_frozen_weights_are_refused(run, capsys):
