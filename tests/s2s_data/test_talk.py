@@ -12,6 +12,7 @@ from lhotse import CutSet
 from s2s_data import check_shar
 from s2s_data.cli import main
 from s2s_data.demo import Voice
+from s2s_data.errors import DataError
 from s2s_data.roles import Roles
 from s2s_data.talk import FRAMES, SKILLS, TalkConfig, ask, build_talk_corpus, dialogue, split_cases
 from s2s_data.talk.corpus import lay_out, splits
@@ -194,6 +195,41 @@ def test_a_corpus_that_training_can_use(tmp_path):
         build_talk_corpus(tmp_path / "talk", SMALL)
 
 
+def test_a_corpus_that_broke_off_goes_on(tmp_path):
+    """By what a whole one says, since Pico's sound differs each time; shards that are whole stay as they are."""
+    config = replace(SMALL, dialogues_per_shard=2)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    hours = build_talk_corpus(whole, config)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(line):
+        if "heldout" in line:
+            raise Killed
+
+    with pytest.raises(Killed):
+        build_talk_corpus(broken, config, progress=kill)
+    first = sorted((broken / "corpus" / "train").iterdir())
+    before = {path: path.read_bytes() for path in first}
+    left = broken / "corpus" / "heldout_voice" / ".part-000000"  # what a kill leaves in the middle of a shard
+    left.mkdir(parents=True)
+    (left / "cuts.000000.jsonl.gz").write_bytes(b"half")
+    with pytest.raises(DataError, match=r"begun with other settings, which lie in .*unfinished\.json"):
+        build_talk_corpus(broken, replace(config, seed=1))
+    assert build_talk_corpus(broken, config) == pytest.approx(hours, rel=0.1)
+    assert before == {path: path.read_bytes() for path in first}
+    assert not (broken / "unfinished.json").exists()
+    for name in splits(config):
+        cuts = [list(CutSet.from_shar(in_dir=str(folder / "corpus" / name))) for folder in (whole, broken)]
+        texts = [[[turn.text for turn in cut.supervisions] for cut in each] for each in cuts]
+        assert texts[0] == texts[1]
+        names = [sorted(path.name for path in (folder / "corpus" / name).iterdir()) for folder in (whole, broken)]
+        assert names[0] == names[1]
+    with pytest.raises(FileExistsError, match="is there already"):
+        build_talk_corpus(broken, config)
+
+
 def test_processes_say_the_same(tmp_path):
     """Not to the sample: Pico speaks a little faster or slower each time."""
     said = []
@@ -220,9 +256,9 @@ def test_noises_and_rooms():
 @pytest.mark.parametrize(
     ("argument", "value"), [("--hours", "0"), ("--heldout", "0"), ("--processes", "0"), ("--hours", "-3")]
 )
-def test_numbers_that_make_no_corpus(argument, value, tmp_path):
-    with pytest.raises(ValueError, match="must be positive"):
-        main(["talk", str(tmp_path / "talk"), argument, value])
+def test_numbers_that_make_no_corpus(argument, value, tmp_path, capsys):
+    assert main(["talk", str(tmp_path / "talk"), argument, value]) == 2
+    assert "must be positive" in capsys.readouterr().err
     assert not (tmp_path / "talk").exists()
 
 

@@ -1,27 +1,32 @@
 """From planned dialogues to Shars of tens of hours, shard by shard in several processes."""
 
 import itertools
-import tempfile
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from lhotse import MonoCut
+from lhotse.serialization import load_jsonl
 from lhotse.shar import SharWriter
 
 from s2s_data.demo.corpus import FRAME_S, Turn, agent_speech, cut_of, cut_off_by, first_words, whole_frames
 from s2s_data.demo.voices import AGENT_VOICE, ENGINE_RATE_HZ, FloatArray, Voice
+from s2s_data.errors import DataError
 from s2s_data.talk.plan import Held, Talk, dialogue, split_cases
 from s2s_data.talk.rooms import write_surroundings
 from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
 
 FRAME_SAMPLES = round(FRAME_S * ENGINE_RATE_HZ)
 DIALOGUE_S = 16.5  # what a training dialogue lasts on average
+UNFINISHED = "unfinished.json"  # the settings of a corpus that isn't whole yet
+FOLDERS = ("corpus", "noise", "rooms")
 FIELDS = {"recording": "flac", "target_audio": "flac"}  # what is encoded later has to be what was spoken
 
 
@@ -74,24 +79,29 @@ def build_talk_corpus(
 ) -> dict[str, float]:
     """Build the four splits under `out_dir`/corpus as Shar, and noises and rooms beside them; returns hours of each.
 
+    What broke off goes on behind the shards that are there.
+
     Raises:
-        FileExistsError: `out_dir` has one of the folders already.
+        FileExistsError: `out_dir` has one of the folders already, whole.
         FileNotFoundError, ImportError: a speech engine is missing; the message says how to get it.
-        ValueError: a number that must be positive isn't.
+        DataError: a number that must be positive isn't, or `out_dir` was begun with other settings.
     """
     config = config or TalkConfig()
     if config.hours <= 0 or config.num_heldout < 1 or num_processes < 1:
-        raise ValueError(
+        raise DataError(
             f"hours ({config.hours}), dialogues of a held-out set ({config.num_heldout}) and processes "
             f"({num_processes}) must be positive"
         )
-    for folder in (out_dir / "corpus", out_dir / "noise", out_dir / "rooms"):
-        if folder.exists():
-            raise FileExistsError(f"{folder} is there already: name another folder, or remove it first")
+    goes_on = _goes_on(out_dir, config)
     for voice in {
         voice.engine: voice for voice in (config.agent_voice, *config.user_voices, *config.heldout_voices)
     }.values():
         voice.say("hello")  # a missing engine is told before anything is written
+    if not goes_on:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        (out_dir / UNFINISHED).write_text(_settings(config))
+    for name in FOLDERS[1:]:
+        shutil.rmtree(out_dir / name, ignore_errors=True)
     write_surroundings(out_dir, seed=config.seed)
     sizes = dict.fromkeys(splits(config), config.num_heldout)
     sizes["train"] = max(1, round(config.hours * 3600 / DIALOGUE_S))
@@ -99,14 +109,34 @@ def build_talk_corpus(
     with _mapping(num_processes) as mapped:
         for name, size in sizes.items():
             folder = out_dir / "corpus" / name
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             seconds = 0.0
             shards = _shards(size, config.dialogues_per_shard)
             for shard_s in mapped(partial(_write_shard, folder, config, name), shards):
                 seconds += shard_s
                 progress(f"{folder}: {seconds / 3600:.2f} hours")
             hours[name] = seconds / 3600
+    (out_dir / UNFINISHED).unlink()
     return hours
+
+
+def _goes_on(out_dir: Path, config: TalkConfig) -> bool:
+    """Whether a corpus with these settings has been begun there."""
+    if (out_dir / UNFINISHED).is_file():
+        if (out_dir / UNFINISHED).read_text() != _settings(config):
+            raise DataError(
+                f"{out_dir} was begun with other settings, which lie in {out_dir / UNFINISHED}: give the same to go on,"
+                " or name another folder"
+            )
+        return True
+    for name in FOLDERS:
+        if (out_dir / name).exists():
+            raise FileExistsError(f"{out_dir / name} is there already: name another folder, or remove it first")
+    return False
+
+
+def _settings(config: TalkConfig) -> str:
+    return json.dumps(asdict(config), indent=1)
 
 
 @contextmanager
@@ -137,20 +167,24 @@ def _talks(split: Split, config: TalkConfig, first: int) -> Iterator[tuple[Talk,
 
 
 def _write_shard(folder: Path, config: TalkConfig, name: str, shard: tuple[int, int, int]) -> float:
-    """Write one shard; returns seconds of dialogue."""
+    """Write one shard, unless it is there; returns seconds of dialogue."""
     index, first, count = shard
-    seconds = 0.0
-    with (
-        tempfile.TemporaryDirectory() as wavs,
-        SharWriter(str(folder), FIELDS, shard_size=count, shard_offset=index) as writer,
-    ):
-        for talk, voice in itertools.islice(_talks(splits(config)[name], config, first), count):
-            cut = render(talk, config, voice, Path(wavs))
-            writer.write(cut)
-            seconds += cut.duration
-            for path in Path(wavs).iterdir():
-                path.unlink()
-    return seconds
+    cuts = f"cuts.{index:06d}.jsonl.gz"
+    if not (folder / cuts).is_file():
+        part = folder / f".part-{index:06d}"
+        shutil.rmtree(part, ignore_errors=True)
+        wavs = part / "wavs"
+        wavs.mkdir(parents=True)
+        with SharWriter(str(part), FIELDS, shard_size=count, shard_offset=index) as writer:
+            for talk, voice in itertools.islice(_talks(splits(config)[name], config, first), count):
+                writer.write(render(talk, config, voice, wavs))
+                for path in wavs.iterdir():
+                    path.unlink()
+        wavs.rmdir()
+        for path in sorted(part.iterdir(), reverse=True):  # cuts last: with them the shard is whole
+            path.rename(folder / path.name)
+        part.rmdir()
+    return float(sum(cut["duration"] for cut in load_jsonl(folder / cuts)))
 
 
 def render(talk: Talk, config: TalkConfig, voice: Voice, folder: Path) -> MonoCut:
