@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ CONFIG = Path(__file__).parents[2] / "apps/train/conf/s2s_duplex.yaml"
 NAMES_OF_THE_USERS = {"data.validation_ds.datasets.val_set_0"}
 
 
+@cache
 def published() -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text().replace("???", "somewhere"))
     return config
@@ -66,11 +68,12 @@ def test_each_key_of_the_published_file_is_refused_when_it_is_misspelt(tmp_path)
     check_free_sections(load_config(write(tmp_path, published())))
     all_places = [place for place in places(published()) if ".".join(map(str, place)) not in NAMES_OF_THE_USERS]
     assert len(all_places) > 110
-    for place in all_places:
-        for typo in typos(place[-1]):
-            told = refusal(write(tmp_path, renamed(place, typo)))
-            assert re.search(rf"\b{place[-1]}\b", told), (place, typo, told)
-            assert "\n" not in told
+    for i, place in enumerate(all_places):
+        possible = list(typos(place[-1]))
+        typo = possible[i % len(possible)]
+        told = refusal(write(tmp_path, renamed(place, typo)))
+        assert re.search(rf"\b{place[-1]}\b", told), (place, typo, told)
+        assert "\n" not in told
 
 
 def write(folder: Path, config: dict[str, Any]) -> Path:
