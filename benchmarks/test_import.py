@@ -10,5 +10,5 @@ import pytest
 @pytest.mark.parametrize("modules", ["torch, lhotse", "s2s_data", "s2s_data.loader"])
 def test_import(benchmark: Any, modules: str) -> None:
     command = [sys.executable, "-c", f"import {modules}"]
-    done = benchmark.pedantic(subprocess.run, args=(command,), kwargs={"check": True}, rounds=3, warmup_rounds=1)
+    done = benchmark.pedantic(subprocess.run, args=(command,), kwargs={"check": True}, rounds=2, warmup_rounds=1)
     assert done.returncode == 0

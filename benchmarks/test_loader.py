@@ -35,8 +35,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return many_sources(tmp_path_factory.mktemp("sources"), NUM_SOURCES)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("name", ["ours", "ours, codes"], ids=["audio", "codes"])
+@pytest.mark.parametrize(
+    ("name", "num_workers"), [("ours", 0), ("ours", 2), ("ours, codes", 0)], ids=["audio-0", "audio-2", "codes-0"]
+)
 def test_load_beside_nemo(benchmark: Any, shar: str, name: str, num_workers: int) -> None:
     pytest.importorskip("nemo.collections.speechlm2.data.s2s_dataset")
     made = contenders(shar, num_workers)

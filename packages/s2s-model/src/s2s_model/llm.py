@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2s_model.first_values import drawn_once
 from s2s_model.names import did_you_mean, first_line, folder_or_hub_name, why_not_loaded
 
 log = logging.getLogger(__name__)
@@ -53,8 +52,7 @@ def load_llm(
         if pretrained_weights:
             llm = _load_weights(path, config, options | where)
         else:
-            with drawn_once():
-                llm = AutoModelForCausalLM.from_config(_text_part(config), **options)
+            llm = AutoModelForCausalLM.from_config(_text_part(config), **options)
     except _SettledError:
         raise
     except (OSError, ValueError, ImportError) as error:

@@ -4,8 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from s2s_model.first_values import drawn_once
-
 
 def hush_nemo() -> None:
     """Keep NeMo's and its OneLogger's start-up chatter off the screen; errors stay. Call it before NeMo is imported."""
@@ -26,13 +24,11 @@ def load_nemo(model_class: Any, name_or_path: str, *, key: str, kind: str) -> An
     """
     try:
         if not name_or_path.endswith(".nemo"):
-            with drawn_once():
-                return model_class.from_pretrained(name_or_path, map_location="cpu")
+            return model_class.from_pretrained(name_or_path, map_location="cpu")
         if not Path(name_or_path).is_file():
             where = "" if Path(name_or_path).is_absolute() else f" (in {Path.cwd()})"
             raise FileNotFoundError(f"{key}: no file {name_or_path}{where}: check the path")
-        with drawn_once():
-            return model_class.restore_from(name_or_path, map_location="cpu")
+        return model_class.restore_from(name_or_path, map_location="cpu")
     except FileNotFoundError:
         raise
     except Exception as error:  # tarfile, pickle, hydra and the hub each raise their own
