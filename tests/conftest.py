@@ -45,6 +45,8 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    missing = [name for name in LONGEST if not (config.rootpath / "tests" / f"{name}.py").is_file()]
+    assert not missing, f"LONGEST in tests/conftest.py names what isn't there: {missing}"
     places = {str(config.rootpath / "tests" / f"{name}.py"): place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(str(item.path), len(places)))
 

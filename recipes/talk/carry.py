@@ -111,7 +111,7 @@ def unpack(args: argparse.Namespace) -> str:
     state: dict[str, Tensor] = {}
     for index in range(rest.pop("num_files")):
         state |= load_file(args.parts / WEIGHTS.format(index))
-    state |= {name: state[other] for name, other in rest.pop("tied").items()}
+    state |= {name: state[other] for name, other in rest.pop("tied", {}).items()}
     state |= made_anew(build(cfg, asdict(cfg.model)).state_dict(), rest.pop("frozen"))
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     AtomicCheckpointIO().save_checkpoint(rest | {"state_dict": state}, run.last_checkpoint)
@@ -138,10 +138,10 @@ def without_moments(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def each_once(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors without those that are others' too, and whose they are."""
-    first: dict[tuple[int, torch.Size], str] = {}
+    first: dict[tuple[object, ...], str] = {}
     tied: dict[str, str] = {}
     for name, value in state.items():
-        owner = first.setdefault((value.data_ptr(), value.shape), name)
+        owner = first.setdefault((value.data_ptr(), value.dtype, value.shape, value.stride()), name)
         if owner != name and value.numel():
             tied[name] = owner
     return {name: value for name, value in state.items() if name not in tied}, tied

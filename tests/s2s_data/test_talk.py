@@ -215,6 +215,7 @@ def test_a_corpus_that_broke_off_goes_on(tmp_path):
     left = broken / "corpus" / "heldout_voice" / ".part-000000"  # what a kill leaves in the middle of a shard
     left.mkdir(parents=True)
     (left / "cuts.000000.jsonl.gz").write_bytes(b"half")
+    (broken / "corpus" / "train" / ".part-000000").mkdir()  # and behind it
     with pytest.raises(DataError, match=r"begun with other settings, which lie in .*unfinished\.json"):
         build_talk_corpus(broken, replace(config, seed=1))
     assert build_talk_corpus(broken, config) == pytest.approx(hours, rel=0.1)

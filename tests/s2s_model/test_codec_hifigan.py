@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from s2s_model.codecs import load_codec
-from s2s_model.codecs.hifigan_coding import EXACT_FRAMES, HiFiGANCoding, hifigan_coding
+from s2s_model.codecs.hifigan_coding import HiFiGANCoding, hifigan_coding
 from tests.s2s_model.codec_builders import make_encodec, make_nemo, noise
 from tests.s2s_model.test_codecs import DEMO_CODEC
 
@@ -54,7 +54,7 @@ def batch(codec, make, *frames):
 
 
 @pytest.mark.parametrize("make", [noise, speech_like])
-@pytest.mark.parametrize("frames", [(1,), (2, 3), (4,), (5, 1), (12, 7, 12, 3), (EXACT_FRAMES + 7, 20)])
+@pytest.mark.parametrize("frames", [(1,), (2, 3), (4,), (5, 1), (12, 7, 12, 3), (71, 20)])
 def test_codes_and_audio_are_nemos(own, fast, make, frames):
     audio_BS, lens_B = batch(own, make, *frames)
     codes_BTK, frames_B = own.encode(audio_BS, lens_B)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from s2s_model.generation import check_cache
 from s2s_model.llm import check_head, hidden_size, llm_blocks, llm_body, load_llm, text_config, text_logits
 from tests.s2s_model.builders import VOCAB_SIZE
 from tests.s2s_model.families import (
@@ -339,3 +340,10 @@ def test_without_the_gguf_package_the_extra_is_named(tmp_path, monkeypatch):
 def test_a_folder_without_an_llm_is_refused(tmp_path, pretrained_weights, what):
     with pytest.raises(ValueError, match=rf"model\.pretrained_llm: no causal LM {what}"):
         load_llm(str(tmp_path), pretrained_weights=pretrained_weights)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_loaded_in_bf16_pass_the_checks(name, tmp_path):
+    llm = load_llm(make_family_weights(name, tmp_path), pretrained_weights=True, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in llm.parameters()} == {torch.bfloat16}
+    check_cache(llm)

@@ -169,6 +169,8 @@ def test_a_weight_that_is_computed_later_begins_another_group():
         lambda x: x.__setitem__(0, 1.0),
         lambda x: torch.mul(x, 2, out=x),
         lambda x: nn.functional.relu(x, inplace=True),
+        lambda x: nn.functional.relu(x, True),
+        nn.Hardtanh(inplace=True),
         lambda x: torch.ops.aten.add_(x, 1),
     ],
 )

@@ -12,8 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class StartUp(Callback):
     """Tells it on the screen once the first step is done.
 
-    `imports` begin with the process, `set-up` is all between the model and the loader (devices, sharding, checkpoint),
-    `first batch` the wait for the loader's workers, `step` the first step with all that it compiles.
+    `imports` begin with the process, `set-up` is all between the model and the loader (devices, sharding, checkpoint)
+    but for `sanity check`, `first batch` is the wait for the loader's workers, `step` the first batch with all that it
+    compiles, as the host sees it.
     """
 
     def __init__(self) -> None:
@@ -25,8 +26,16 @@ class StartUp(Callback):
     def mark(self, part: str) -> None:
         """Name what the time since the mark before went to."""
         now = time.time()
-        self._parts[part] = now - self._last
+        self._parts[part] = self._parts.get(part, 0.0) + now - self._last
         self._last = now
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A validation comes before training."""
+        self.mark("set-up")
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """It is over."""
+        self.mark("sanity check")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What Lightning did before the loader is asked."""

@@ -213,7 +213,8 @@ def check_head(llm: Any) -> None:
     ours = text_logits(llm, llm_body(llm)(inputs_embeds=embedding(ids_BT), use_cache=False).last_hidden_state)
     llm.train(training)
     # The same operations in the same order: they may differ by rounding in the weights' dtype, not by more.
-    tolerance = 8 * torch.finfo(embedding.weight.dtype).eps * own.abs().max().item()
+    roundings = 8 if embedding.weight.dtype == torch.float32 else 2  # an unknown cap may be off by 5 %
+    tolerance = roundings * torch.finfo(embedding.weight.dtype).eps * own.abs().max().item()
     if not torch.allclose(ours.float(), own.float(), rtol=0, atol=tolerance):
         raise ValueError(
             f"{KEY}: {type(llm).__name__} computes its logits in a way that s2s_model.llm.text_logits doesn't know: "

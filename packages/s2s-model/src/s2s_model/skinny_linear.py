@@ -133,7 +133,8 @@ def _may_write(node: Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = name.endswith("_") if not name.endswith("__") else name.startswith(("__i", "__set"))
     of_operator = getattr(node.target, "__module__", "") == "_operator" and name.startswith(("i", "set", "del"))
-    return in_place or of_operator or "out" in node.kwargs or bool(node.kwargs.get("inplace"))
+    by_argument = "out" in node.kwargs or bool(node.kwargs.get("inplace")) or any(each is True for each in node.args)
+    return in_place or of_operator or by_argument
 
 
 def _replace(graph: Graph, group: list[Node]) -> None:

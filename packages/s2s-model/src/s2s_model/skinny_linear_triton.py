@@ -28,12 +28,15 @@ class Tile(NamedTuple):
 # Few outputs are a program or two for each processor, which then has to read far ahead itself: 48 KB of weights.
 # Many are several programs; larger tiles read the rows less often.
 FEW_OUTPUTS = 4096
-FEW, MANY = Tile(16, 128, 4, 4), Tile(32, 64, 2, 5)  # measured on an H200 at 8 and 32 rows
+# Measured on an H200 at 8 and 32 rows; 98 KiB of shared memory at most, which GPUs of 100 have too.
+FEW, FEW_OF_MANY_ROWS, MANY = Tile(16, 128, 4, 4), Tile(16, 64, 4, 4), Tile(32, 64, 2, 5)
 
 
-def tile_for(num_outputs: int) -> Tile:
-    """What serves so many outputs of all weights."""
-    return FEW if num_outputs <= FEW_OUTPUTS else MANY
+def tile_for(num_outputs: int, block_r: int) -> Tile:
+    """What serves so many outputs of all weights, and rows that are computed."""
+    if num_outputs > FEW_OUTPUTS:
+        return MANY
+    return FEW if block_r <= 16 else FEW_OF_MANY_ROWS
 
 
 # Each value of these that is 1 or a multiple of 16 would compile a kernel of its own.
@@ -115,7 +118,7 @@ def linears_cuda(x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) 
     sizes = [weight.shape[0] for weight in weights]
     outs = [x.new_empty(*x.shape[:-1], N) for N in sizes]
     block_r = max(8, triton.next_power_of_2(R))
-    block_n, block_k, num_warps, num_stages = tile_for(sum(sizes))
+    block_n, block_k, num_warps, num_stages = tile_for(sum(sizes), block_r)
     kernel: Any = _linears_kernel
     with torch.cuda.device_of(x):
         kernel[(sum(triton.cdiv(N, block_n) for N in sizes),)](

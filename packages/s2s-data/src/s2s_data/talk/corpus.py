@@ -170,9 +170,9 @@ def _write_shard(folder: Path, config: TalkConfig, name: str, shard: tuple[int, 
     """Write one shard, unless it is there; returns seconds of dialogue."""
     index, first, count = shard
     cuts = f"cuts.{index:06d}.jsonl.gz"
+    part = folder / f".part-{index:06d}"
+    shutil.rmtree(part, ignore_errors=True)
     if not (folder / cuts).is_file():
-        part = folder / f".part-{index:06d}"
-        shutil.rmtree(part, ignore_errors=True)
         wavs = part / "wavs"
         wavs.mkdir(parents=True)
         with SharWriter(str(part), FIELDS, shard_size=count, shard_offset=index) as writer:

@@ -204,6 +204,7 @@ def convolve_cuda(
         return Made(kept_BTC, active_BTC)
     stand_in = next(x_BTC for x_BTC in made if x_BTC is not None)
     kernel: Any = _convolve_kernel
+    cudnn: Any = torch.backends.cudnn
     with torch.cuda.device_of(input_BTC):  # the kernel runs on the current device
         kernel[grid](
             input_BTC,
@@ -240,7 +241,7 @@ def convolve_cuda(
             BLOCK_T=blocks.steps,
             BLOCK_K=blocks.channels_in,
             BLOCK_C=blocks.channels_out,
-            PRECISION="tf32" if torch.backends.cudnn.allow_tf32 else "ieee",
+            PRECISION="ieee" if cudnn.conv.fp32_precision == "ieee" else "tf32",
             num_warps=blocks.num_warps,
             num_stages=blocks.num_stages,
         )

@@ -28,8 +28,8 @@ class HiFiGANEncoder:
         # One channel in: its windows are the channels of a convolution of one tap.
         first = fold(encoder.pre_conv.conv, dtype)
         taps_1KC = first.weight_KIO[:, 0][None]
-        self._width, self._first_padding = taps_1KC.shape[1], first.padding
-        taps_1KC = pad(taps_1KC, (0, 0, 0, -self._width % MULTIPLE))
+        self._first_padding = first.padding
+        taps_1KC = pad(taps_1KC, (0, 0, 0, -taps_1KC.shape[1] % MULTIPLE))
         self._first = first._replace(weight_KIO=taps_1KC, padding=0)
         self._layers: list[tuple[Ending, ResLayer, Conv]] = []
         for layer, down in zip(encoder.res_layers, encoder.down_sample_conv_layers, strict=True):

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from s2s_model.codecs.convolution import Span
 from s2s_model.codecs.hifigan import HiFiGANDecoder, HiFiGANEncoder, reason_against
@@ -20,8 +19,6 @@ log = logging.getLogger(__name__)
 # Frames of all examples together, so many as fill a GPU: 0.3 GiB and 0.4 for a codec of 93 M parameters.
 ENCODED_AT_ONCE = 256
 DECODED_AT_ONCE = 512
-EXACT_FRAMES = 64  # up to here lengths are taken as they are, beyond rounded up to
-ROUNDED_TO = 16  # so many: cuDNN plans each new length anew, 1 ms a convolution
 PROBED_FRAMES = 12
 TOLERANCE = 0.01  # float16 and TF32 differ from float32 by a tenth of it
 
@@ -39,7 +36,6 @@ class HiFiGANCoding:
         """Latents [B, D, T] of whole frames of audio at the model's own input rate."""
         T = audio_BS.shape[1] // self._samples_per_frame
         end_1 = frames_B.max()[None]
-        audio_BS = pad(audio_BS, (0, _more_frames(T) * self._samples_per_frame))
         rows = _rows_at_once(len(audio_BS), T, ENCODED_AT_ONCE)
         pieces = [
             self._encoder(audio, Span(frames, end_1))
@@ -56,7 +52,6 @@ class HiFiGANCoding:
         """Audio [B, S] of codes."""
         T = codes_BKT.shape[2]
         latents_BDT = self._model.dequantize(tokens=codes_BKT, tokens_len=frames_B)
-        latents_BDT = pad(latents_BDT, (0, _more_frames(T)))
         end_1 = torch.full((1,), T, device=codes_BKT.device)
         rows = _rows_at_once(len(codes_BKT), T, DECODED_AT_ONCE)
         pieces = [
@@ -144,10 +139,6 @@ def _disagreement(model: Any, coding: HiFiGANCoding) -> float:
 def _relative_error(one: Tensor, other: Tensor) -> float:
     error = ((one - other).norm() / other.norm()).item()
     return inf if isnan(error) else error  # it overflowed
-
-
-def _more_frames(num_frames: int) -> int:
-    return 0 if num_frames <= EXACT_FRAMES else -num_frames % ROUNDED_TO
 
 
 def _rows_at_once(num_rows: int, num_frames: int, frames_at_once: int) -> int:

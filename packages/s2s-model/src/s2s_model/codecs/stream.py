@@ -4,6 +4,7 @@ Shapes: `B` sessions, `N` new frames (80 ms), `W` of a window, `L` that are held
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -35,8 +36,9 @@ class CodecStream:
 
     def warm_up(self) -> None:
         """Capture, before the first frame; kernels of the windows that a stream begins with are made too."""
-        for available in range(1, self._width + 1):
-            self._codec.decode_newest(self._codes_BWK[:, :available], min(1 + self.lookahead_frames, available))
+        sizes = {len(self._codes_BWK), *(2**i for i in range(len(self._codes_BWK).bit_length()))}
+        for size, available in product(sizes, range(1, self._width + 1)):
+            self._codec.decode_newest(self._codes_BWK[:size, :available], min(1 + self.lookahead_frames, available))
         for _ in range(WARM_UP + 1):
             self._advance(self._codes_BWK[:, :1])
 
