@@ -241,7 +241,7 @@ def convolve_cuda(
             BLOCK_T=blocks.steps,
             BLOCK_K=blocks.channels_in,
             BLOCK_C=blocks.channels_out,
-            PRECISION="ieee" if cudnn.conv.fp32_precision == "ieee" else "tf32",
+            PRECISION="tf32" if cudnn.conv.fp32_precision == "tf32" else "ieee",
             num_warps=blocks.num_warps,
             num_stages=blocks.num_stages,
         )
