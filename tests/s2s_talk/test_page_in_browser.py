@@ -90,13 +90,16 @@ def test_the_page_tells_why_a_conversation_ends_and_starts_again(browser: Browse
         browser.open(address)
         for _ in range(2):
             press_start(browser)
-            banner, notice = browser.run(
+            banner, notices = browser.run(
                 HELPERS
-                + "await until(() => !byId('banner').hidden);"
-                + "return [byId('banner').textContent, byId('notice').textContent]"
+                + "const told = [byId('notice').textContent];"
+                + "const tell = () => told.push(byId('notice').textContent);"
+                + "new MutationObserver(tell).observe(byId('notice'), {childList: true, subtree: true});"
+                + "await until(() => !byId('banner').hidden); tell();"
+                + "return [byId('banner').textContent, told.join(' | ')]"
             )
             assert "has lasted 1.2 s: connect again" in banner
-            assert "ends in 0 s" in notice
+            assert "ends in 0 s" in notices  # a busy machine's server tells after it that it is late
 
 
 def test_the_page_tells_that_all_places_are_taken(browser: Browser, talker: Talker) -> None:
