@@ -31,6 +31,7 @@ from s2s_data.importing.recorded import DialogueError, FloatArray, Item, Reader,
 from s2s_data.importing.summary import ImportSummary, ShardReport, Skipped
 from s2s_data.roles import USER
 from s2s_data.shar import CUTS, RECORDING, TARGET_AUDIO
+from s2s_data.whole_shard import is_manifest, whole_shard
 
 UNFINISHED = "unfinished"
 _PLAN = "plan.json"
@@ -167,12 +168,8 @@ class _Task:
     def remove_shard(self) -> None:
         """Remove an earlier run's shard, the manifest first: without it there is no shard."""
         self.report.unlink(missing_ok=True)
-        for path in sorted(self.out_dir.glob(f"*.{self.number:06d}.*"), key=_is_manifest, reverse=True):
+        for path in sorted(self.out_dir.glob(f"*.{self.number:06d}.*"), key=is_manifest, reverse=True):
             path.unlink()
-
-
-def _is_manifest(path: Path) -> bool:
-    return path.name.startswith(f"{CUTS}.")
 
 
 def _run(
@@ -208,28 +205,23 @@ def _write_shard(
     on_skipped: Callable[[Skipped], None] = lambda skipped: None,
 ) -> ShardReport:
     unfinished = work_dir(task.out_dir) / UNFINISHED / f"{task.number:06d}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     report = ShardReport()
     fields = {RECORDING: task.options.audio_format, TARGET_AUDIO: task.options.audio_format}
-    with SharWriter(str(unfinished), fields, shard_size=None, shard_suffix=f".{task.number:06d}") as writer:
-        for item in task.items:
-            try:
-                dialogue = task.read(item)
-            except DialogueError as error:
-                if task.options.on_error == "stop":
-                    raise
-                report.skip(item.name, error)
-                on_skipped(report.skipped[-1])
-            else:
-                writer.write(_cut(item.dialogue_id, dialogue, task.options))
-                report.add(dialogue)
-            on_item()
-    task.remove_shard()
-    # the manifest last: without it there is no shard
-    for path in sorted(unfinished.iterdir(), key=_is_manifest):
-        path.replace(task.out_dir / path.name)
-    unfinished.rmdir()
+    with whole_shard(unfinished, task.out_dir):
+        with SharWriter(str(unfinished), fields, shard_size=None, shard_suffix=f".{task.number:06d}") as writer:
+            for item in task.items:
+                try:
+                    dialogue = task.read(item)
+                except DialogueError as error:
+                    if task.options.on_error == "stop":
+                        raise
+                    report.skip(item.name, error)
+                    on_skipped(report.skipped[-1])
+                else:
+                    writer.write(_cut(item.dialogue_id, dialogue, task.options))
+                    report.add(dialogue)
+                on_item()
+        task.remove_shard()
     report.write(task.report)
     return report
 

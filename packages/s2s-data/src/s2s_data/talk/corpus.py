@@ -22,6 +22,7 @@ from s2s_data.errors import DataError
 from s2s_data.talk.plan import Held, Talk, dialogue, split_cases
 from s2s_data.talk.rooms import write_surroundings
 from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
+from s2s_data.whole_shard import whole_shard
 
 FRAME_SAMPLES = round(FRAME_S * ENGINE_RATE_HZ)
 DIALOGUE_S = 16.5  # what a training dialogue lasts on average
@@ -173,17 +174,15 @@ def _write_shard(folder: Path, config: TalkConfig, name: str, shard: tuple[int, 
     part = folder / f".part-{index:06d}"
     shutil.rmtree(part, ignore_errors=True)
     if not (folder / cuts).is_file():
-        wavs = part / "wavs"
-        wavs.mkdir(parents=True)
-        with SharWriter(str(part), FIELDS, shard_size=count, shard_offset=index) as writer:
-            for talk, voice in itertools.islice(_talks(splits(config)[name], config, first), count):
-                writer.write(render(talk, config, voice, wavs))
-                for path in wavs.iterdir():
-                    path.unlink()
-        wavs.rmdir()
-        for path in sorted(part.iterdir(), reverse=True):  # cuts last: with them the shard is whole
-            path.rename(folder / path.name)
-        part.rmdir()
+        with whole_shard(part, folder):
+            wavs = part / "wavs"
+            wavs.mkdir()
+            with SharWriter(str(part), FIELDS, shard_size=count, shard_offset=index) as writer:
+                for talk, voice in itertools.islice(_talks(splits(config)[name], config, first), count):
+                    writer.write(render(talk, config, voice, wavs))
+                    for path in wavs.iterdir():
+                        path.unlink()
+            wavs.rmdir()
     return float(sum(cut["duration"] for cut in load_jsonl(folder / cuts)))
 
 

@@ -46,6 +46,21 @@ class Ending(NamedTuple):
     residual_scale: float = 1.0
 
 
+class Call(NamedTuple):
+    """The arguments of `convolve`."""
+
+    conv: Conv
+    ending: Ending
+    span: Span
+    input_BTC: Tensor
+    num_steps: int
+    residual_BTC: Tensor | None
+    partial_BTC: Tensor | None
+    keep: bool
+    activate: bool
+    dtype: torch.dtype
+
+
 class Made(NamedTuple):
     """x and its activation [B, T, C], zero behind the batch's end; empty where it wasn't asked for."""
 
@@ -105,28 +120,18 @@ def convolve(
     Returns:
         Sums are taken in float32; what the dtype can't hold becomes its largest number.
     """
-    arguments = (conv, ending, span, input_BTC, num_steps, residual_BTC, partial_BTC, keep, activate)
     dtype = dtype or input_BTC.dtype
+    call = Call(conv, ending, span, input_BTC, num_steps, residual_BTC, partial_BTC, keep, activate, dtype)
     if input_BTC.is_cuda:
         from s2s_model.codecs.convolution_triton import convolve_cuda
 
-        return convolve_cuda(*arguments, dtype)
-    return convolve_reference(*arguments, dtype)
+        return convolve_cuda(call)
+    return convolve_reference(call)
 
 
-def convolve_reference(
-    conv: Conv,
-    ending: Ending,
-    span: Span,
-    input_BTC: Tensor,
-    num_steps: int,
-    residual_BTC: Tensor | None,
-    partial_BTC: Tensor | None,
-    keep: bool,
-    activate: bool,
-    dtype: torch.dtype,
-) -> Made:
+def convolve_reference(call: Call) -> Made:
     """`convolve` in plain torch, for the CPU."""
+    conv, ending, span, input_BTC, num_steps, residual_BTC, partial_BTC, keep, activate, dtype = call
     step_T1 = torch.arange(num_steps, device=input_BTC.device)[:, None]
     end_1, end_B11 = (frames * ending.steps_per_frame for frames in (span.end_1, span.frames_B[:, None, None]))
     sums_BTC = _sums(conv, input_BTC, end_1, num_steps).float()

@@ -15,7 +15,7 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
-from s2s_model.codecs.convolution import Conv, Ending, Made, Span
+from s2s_model.codecs.convolution import Call, Made
 
 # Each value of these that is 1 or a multiple of 16 would compile a kernel of its own.
 VARYING = ["in_steps", "out_steps", "steps_per_frame", "stride", "dilation", "padding", "taps", "chunks"]
@@ -173,19 +173,9 @@ def _block(num_channels: int, most: int) -> int:
     return half if half_size * 7 < whole_size * 6 else size
 
 
-def convolve_cuda(
-    conv: Conv,
-    ending: Ending,
-    span: Span,
-    input_BTC: Tensor,
-    num_steps: int,
-    residual_BTC: Tensor | None,
-    partial_BTC: Tensor | None,
-    keep: bool,
-    activate: bool,
-    dtype: torch.dtype,
-) -> Made:
+def convolve_cuda(call: Call) -> Made:
     """`convolve` on a GPU."""
+    conv, ending, span, input_BTC, num_steps, residual_BTC, partial_BTC, keep, activate, dtype = call
     B, in_steps, _ = input_BTC.shape
     taps, in_channels, columns = conv.weight_KIO.shape
     out_channels = len(conv.bias_C)
