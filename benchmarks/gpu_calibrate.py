@@ -68,10 +68,13 @@ def main() -> None:
         show("calibrated", sizes)
         free()
         show("by_hand", by_hand(cfg, found, args))
-        with memory(cfg, args).limited():
+
+        def run() -> None:
             compare(cfg, sizes, show)
             free()
             show("profile", look_into(cfg, sizes, args))
+
+        memory(cfg, args).run_limited(run)
 
 
 def parse() -> argparse.Namespace:

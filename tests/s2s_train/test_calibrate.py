@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,8 @@ def test_the_search_knows_its_ends():
 
 def test_a_real_refusal_of_memory_is_known_and_passes():
     memory = HostMemory(taken_gib() + 0.2)
-    with pytest.raises(RuntimeError) as refused, memory.limited():
-        torch.ones(2**30)
+    with pytest.raises(RuntimeError) as refused:
+        memory.run_limited(lambda: torch.ones(2**30))
     assert is_out_of_memory(refused.value)
     assert torch.ones(2**27).sum() == 2**27, "behind the limit 0.5 GiB can be had again"
 
@@ -118,9 +119,23 @@ def test_a_step_beyond_the_limit_is_refused_by_the_system(config):
     make = SyntheticBatches(load_config(config).data, model.tokenizer, Stored(True, False), 2, 20).make
     batch = make(40, Bin(6.0))
     memory = HostMemory(taken_gib() + ROOM_GIB)
-    with pytest.raises(Exception) as refused, memory.limited():  # noqa: PT011  which of them is what is tested
-        model.training_step(batch, 0)
+    with pytest.raises(Exception) as refused:  # noqa: PT011  which of them is what is tested
+        memory.run_limited(lambda: model.training_step(batch, 0))
     assert is_out_of_memory(refused.value)
+
+
+def test_a_layer_that_gets_no_memory_for_its_code_leaves_the_next_one_whole():
+    memory = HostMemory(1e6)
+    memory.limit_bytes = 0  # nothing beyond what is taken already
+    for width in (40, 50, 60):  # oneDNN writes code for each shape
+        with pytest.raises(RuntimeError, match="could not create a primitive") as refused:
+            memory.run_limited(partial(depthwise, width))
+        assert is_out_of_memory(refused.value)
+        depthwise(width + 5)
+
+
+def depthwise(width: int) -> torch.Tensor:
+    return torch.nn.functional.conv2d(torch.ones(2, 24, 30, width), torch.ones(24, 1, 3, 3), groups=24)
 
 
 def test_training_goes_on_behind_steps_that_were_refused(config):

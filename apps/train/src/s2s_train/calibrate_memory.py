@@ -6,14 +6,18 @@ import ctypes
 import gc
 import resource
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
+
 GIB = 2**30
 HOST_SLACK = 1.5  # address space for a byte of memory
+PARALLEL = 2**20  # elements; torch splits what is larger than 2**15 among its threads
 
 # What CUDA, its libraries, the CPU's allocator and oneDNN say; the last is a batch that kernels can't number.
 _TOO_LARGE = (
@@ -46,8 +50,8 @@ class Memory(ABC):
     refuses_cleanly: bool  # whether a step beyond the limit can be counted on to end in an error that is caught
 
     @abstractmethod
-    def limited(self) -> AbstractContextManager[None]:
-        """Within it, what goes beyond the limit raises an error."""
+    def run_limited(self, step: Callable[[], T]) -> T:
+        """Return what `step` returns; where it goes beyond the limit, an error is raised."""
 
     @abstractmethod
     def reset(self) -> None:
@@ -75,12 +79,11 @@ class CudaMemory(Memory):
         available = free + torch.cuda.memory_reserved(device)
         self.limit_bytes = int(share * available if limit_gib is None else min(limit_gib * GIB, available))
 
-    @contextmanager
-    def limited(self) -> Iterator[None]:
+    def run_limited(self, step: Callable[[], T]) -> T:
         """Let the allocator refuse what goes beyond the limit."""
         torch.cuda.set_per_process_memory_fraction(self.limit_bytes / self._total, self._device)
         try:
-            yield
+            return step()
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0, self._device)
 
@@ -119,14 +122,22 @@ class HostMemory(Memory):
                 f"--memory-gib is {limit_gib:g}, but the model and its libraries take {taken / GIB:.2f} GiB already"
             )
 
-    @contextmanager
-    def limited(self) -> Iterator[None]:
-        """Let Linux refuse address space far beyond the limit: it is what protects the machine, not what decides."""
+    def run_limited(self, step: Callable[[], T]) -> T:
+        """Let Linux refuse address space far beyond the limit: it is what protects the machine, not what decides.
+
+        The step has a thread of its own. oneDNN's code generator keeps the first error that a thread met for as long
+        as it lives, and each later layer of that thread fails of it ("could not create a primitive").
+        """
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            return thread.submit(self._run_limited, step).result()
+
+    def _run_limited(self, step: Callable[[], T]) -> T:
+        torch.ones(PARALLEL).sum()  # starts the thread's OpenMP workers, which abort the process where they can't start
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         room = self.limit_bytes - _status_bytes("VmRSS")
         resource.setrlimit(resource.RLIMIT_AS, (_status_bytes("VmSize") + int(HOST_SLACK * max(room, 0)), hard))
         try:
-            yield
+            return step()
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 

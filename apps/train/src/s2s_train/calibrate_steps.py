@@ -76,8 +76,7 @@ class Trials:
 
     def _run_limited(self, longest: Bin, size: int) -> Trial:
         try:
-            with self._memory.limited():
-                return self._run(longest, size)
+            return self._memory.run_limited(lambda: self._run(longest, size))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
