@@ -3,7 +3,7 @@
     hatch run recipe:results runs/talk/validations/samples/step_9000/scores.json docs/results.md
 
 `train:validate recipes/talk/talk.yaml ckpt=last trainer.limit_val_batches=null` writes such scores. Exit code 1: a
-target is missed on `val`, or a figure of it is not there.
+target is missed on `heldout`, or a figure of it is not there.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HELD_OUT = ("val", "heldout_wording", "heldout_voice")  # `val`: cases that training never asks
+HELD_OUT = ("heldout", "heldout_wording", "heldout_voice")  # the first: cases that training never asks
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def read_scores(path: Path) -> dict[str, Any]:
 
 
 def page(scores: dict[str, Any], source: Path) -> tuple[str, bool]:
-    """The page, and whether all targets are met on `val`."""
+    """The page, and whether all targets are met on `heldout`."""
     metrics = scores["metrics"]
     datasets = [name for name in HELD_OUT if f"val_asr_bleu_{name}" in metrics]
     met = all(target.is_met(target.value(metrics, HELD_OUT[0])) for target in TARGETS)

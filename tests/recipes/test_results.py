@@ -11,12 +11,12 @@ from recipes.talk.results import TARGETS, page, read_scores, table
 
 ROOT = Path(__file__).parents[2]
 GOOD = {
-    "val_asr_bleu_val": 60.0,
-    "ceiling_asr_bleu_val": 80.0,
-    "val_answer_accuracy_val": 85.0,
-    "val_latency_s_median_val": 0.5,
-    "val_barge_in_success_val": 95.0,
-    "val_said_wer_val": 10.0,
+    "val_asr_bleu_heldout": 60.0,
+    "ceiling_asr_bleu_heldout": 80.0,
+    "val_answer_accuracy_heldout": 85.0,
+    "val_latency_s_median_heldout": 0.5,
+    "val_barge_in_success_heldout": 95.0,
+    "val_said_wer_heldout": 10.0,
 }
 
 
@@ -31,25 +31,25 @@ def test_a_model_that_reaches_all():
 
 @pytest.mark.parametrize(
     ("figure", "value"),
-    [("val_asr_bleu_val", 55.0), ("val_answer_accuracy_val", 79.9), ("val_latency_s_median_val", 0.7),
-     ("val_barge_in_success_val", 94.0), ("val_said_wer_val", 15.1), ("val_said_wer_val", None),
-     ("ceiling_asr_bleu_val", None), ("ceiling_asr_bleu_val", 0.0)],
+    [("val_asr_bleu_heldout", 55.0), ("val_answer_accuracy_heldout", 79.9), ("val_latency_s_median_heldout", 0.7),
+     ("val_barge_in_success_heldout", 94.0), ("val_said_wer_heldout", 15.1), ("val_said_wer_heldout", None),
+     ("ceiling_asr_bleu_heldout", None), ("ceiling_asr_bleu_heldout", 0.0)],
 )  # fmt: skip
 def test_a_target_missed_or_not_measured(figure, value):
     _, met = page({"metrics": GOOD | {figure: value}}, Path("scores.json"))
     assert not met
-    assert table(GOOD | {figure: value}, ["val"]).count("✗") == 1
+    assert table(GOOD | {figure: value}, ["heldout"]).count("✗") == 1
 
 
 def test_without_the_set_that_counts_nothing_is_met():
-    others = {name.removesuffix("val") + "heldout_wording": value for name, value in GOOD.items()}
+    others = {name.removesuffix("heldout") + "heldout_wording": value for name, value in GOOD.items()}
     assert not page({"metrics": others}, Path("scores.json"))[1]
 
 
 def test_sets_stand_beside_each_other():
-    voice = {name.removesuffix("val") + "heldout_voice": value for name, value in GOOD.items()}
-    rows = table(GOOD | voice, ["val", "heldout_voice"]).splitlines()
-    assert rows[0] == "|  | wanted | val | heldout_voice |"
+    voice = {name.removesuffix("heldout") + "heldout_voice": value for name, value in GOOD.items()}
+    rows = table(GOOD | voice, ["heldout", "heldout_voice"]).splitlines()
+    assert rows[0] == "|  | wanted | heldout | heldout_voice |"
     assert len({row.count("|") for row in rows}) == 1
     assert len(rows) > len(TARGETS)
 

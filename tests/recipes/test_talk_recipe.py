@@ -6,7 +6,7 @@ from s2s_train.config import load_config
 from s2s_train.free_sections import check_free_sections
 from tests.recipes.builders import RECIPES, fit, logged
 
-SETS = ("val", "heldout_voice", "heldout_wording")
+SETS = ("heldout", "heldout_voice", "heldout_wording")
 
 
 @pytest.mark.parametrize("recipe", ["talk", "talk_carried", "talk_qwen"])

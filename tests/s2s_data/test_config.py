@@ -56,6 +56,13 @@ def test_nemos_file_with_its_blanks_filled_in() -> None:
     assert list(validation_sets(cfg.validation_ds)) == ["val_set_0"]
 
 
+def test_a_set_that_is_null_is_left_out_and_with_it_its_blanks() -> None:
+    overrides = ["data.train_ds.input_cfg=[{type: lhotse_shar, shar_path: /a}]"]
+    overrides += ["data.validation_ds.datasets.mine.shar_path=/b", "data.validation_ds.datasets.val_set_0=null"]
+    cfg = as_data_config(merged(NEMO_DATA, overrides))
+    assert list(validation_sets(cfg.validation_ds)) == ["mine"]
+
+
 def test_blank_left_is_an_error_that_names_it() -> None:
     with pytest.raises(DataError, match=r"still \?\?\?: .*shar_path"):
         as_data_config(merged(NEMO_DATA, []))

@@ -3,6 +3,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,15 @@ from tests.s2s_eval.builders import RATE, scored, tone
 NASTY = '<b>bold</b> | "quotes" – ünï'
 
 
+def valued(dialogue: DialogueScore, *values: str) -> DialogueScore:
+    turns = [replace(turn, value=value) for turn, value in zip(dialogue.scored_turns, values, strict=True)]
+    return replace(dialogue, scored_turns=turns)
+
+
 def validated(folder: Path) -> list[DialogueScore]:
     """Return six dialogues of two data sets; the wavs of two of each are in the folder."""
     dialogues = [scored("seen", f"cut/{i}", [(NASTY, "good day"), ("so long", "so long")]) for i in range(4)]
+    dialogues = [valued(dialogue, "good day", "so long") for dialogue in dialogues]
     dialogues += [scored("new", f"cut{i}", [("", "the right ones")]) for i in range(2)]
     keeper = SampleKeeper(2)
     for dialogue in dialogues:
@@ -64,6 +71,8 @@ def test_a_wandb_run_gets_a_table_with_texts_scores_and_audio(offline: Path) -> 
     assert row["reference_text"] == "good day so long"
     assert row["generated_text"] == row["asr"] == f"{NASTY} so long"
     assert row["asr_wer"] > 50
+    assert row["answer_accuracy"] == row["answer_accuracy_text"] == 50.0
+    assert next(row for (dataset, _), row in rows.items() if dataset == "new")["answer_accuracy"] is None
     assert row["quality"] is None
     for name, seconds, channels in (("user_left_generated_right", 2.0, 2), ("reference", 1.5, 1)):
         sound = soundfile.info(files[row[name]["sha256"]])

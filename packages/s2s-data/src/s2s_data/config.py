@@ -102,10 +102,14 @@ class TrainDataConfig(SourceConfig):
 class ValidationDataConfig(SourceConfig):
     """Validation data: several named sets, each read once and in order."""
 
-    # The sets by name. A set inherits the keys beside it and overrides them: {name: {shar_path: a_folder}}.
+    # The sets by name. A set inherits the keys beside it and overrides them: {name: {shar_path: a_folder}}; null leaves
+    # out one that a file further back has.
     datasets: dict[str, Any] = field(default_factory=dict)
     # Reference audio is what generated audio is compared with.
     load_target_audio: bool = True
+
+    def __post_init__(self) -> None:
+        self.datasets = {name: given for name, given in self.datasets.items() if given is not None}
 
 
 @dataclass

@@ -13,14 +13,24 @@ import numpy as np
 import soundfile
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from s2s_eval.dialogue_scores import DialogueScore, asr_bleu, asr_wer, mean_latency_s
+from s2s_eval.dialogue_scores import (
+    DialogueScore,
+    asr_bleu,
+    asr_wer,
+    mean_latency_s,
+    spoken_accuracy,
+    written_accuracy,
+)
 from s2s_eval.samples import wav_paths
 
 log = logging.getLogger(__name__)
 
 TABLE = "dialogues"
 # the scores of a dialogue; one that there is none of is null
-SCORES = ("asr_wer", "asr_bleu", "latency_s", "quality", "speaker_similarity")
+SCORES = (
+    *("asr_wer", "asr_bleu", "answer_accuracy", "answer_accuracy_text"),
+    *("latency_s", "quality", "speaker_similarity"),
+)
 COLUMNS = [
     *("dataset", "cut_id", "reference_text", "generated_text", "asr"),
     *SCORES,
@@ -115,6 +125,8 @@ def _scores(dialogue: DialogueScore, language: str) -> dict[str, float | None]:
     values = (
         asr_wer([dialogue], language),
         asr_bleu([dialogue], language),
+        spoken_accuracy([dialogue], language),
+        written_accuracy([dialogue], language),
         mean_latency_s(dialogue),
         dialogue.quality,
         dialogue.speaker_similarity,
