@@ -1,5 +1,6 @@
 """Settings of all tests."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 # As many test processes as cores run beside each other (pytest -n): more threads than that wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # likewise; more are processes that import torch first
 # All on the CPU: NeMo moves its models to a GPU that it sees, and then no test can fork. S2S_TEST_ON_GPU=1 shows it to
 # the tests that are run by name.
 if not os.environ.get("S2S_TEST_ON_GPU"):
@@ -49,6 +51,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     assert not missing, f"LONGEST in tests/conftest.py names what isn't there: {missing}"
     places = {str(config.rootpath / "tests" / f"{name}.py"): place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(str(item.path), len(places)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collections_pass_over_what_is_imported() -> None:
+    """NeMo, torch and the like are 770,000 objects: half a second each time, and more in a fork that copies them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

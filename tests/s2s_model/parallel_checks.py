@@ -21,6 +21,7 @@ from tests.s2s_model.builders import make_batch, model_config, slice_batch
 from tests.s2s_model.processes import run_on_ranks
 
 # Odd, so that frames divide by no number of peers; longer than the sliding windows of the small families.
+ANSWERED = 12 * 1280  # samples of 80 ms frames that it answers by itself: longer than the small families' windows of 8
 FRAMES = {1: (24, 17), 2: (24, 17), 4: (24, 17, 9, 13)}  # of the dialogues, by data parallel size
 # float32 with sums in another order, in the worst of the families; a wrong gradient is off by a tenth or more.
 TOLERANCE = 1e-4
@@ -80,7 +81,8 @@ def results(model: DuplexS2SModel, batch: Any, num_frames: int, num_replicas: in
         shown |= {"text logits": text.detach(), "code logits": codes.detach()}
         if user_text is not None:
             shown["user text logits"] = user_text.detach()
-        answer = model.offline_inference(batch["source_audio"], batch["source_audio_lens"], decode_audio=False)
+        heard, lens = batch["source_audio"][:, :ANSWERED], batch["source_audio_lens"].clamp(max=ANSWERED)
+        answer = model.offline_inference(heard, lens, decode_audio=False)
         shown |= {"said text": answer["tokens_text"], "said codes": answer["tokens_audio"]}
     return shown
 
