@@ -21,6 +21,7 @@ from s2s_data.config import DataConfig, TrainDataConfig
 from s2s_data.errors import DataError
 from s2s_data.loader import train_dataloader
 from s2s_data.synthetic_batch import Bin, Stored, SyntheticBatches, estimate_bins, stored_in
+from s2s_train import calibrate_memory
 from s2s_train.calibrate import CalibrateArgs, Calibrated, Calibration, Sized, calibrate
 from s2s_train.calibrate_cli import add_calibrate
 from s2s_train.calibrate_memory import GIB, HostMemory, is_out_of_memory
@@ -36,6 +37,7 @@ from tests.s2s_model.builders import make_codec, make_llm, model_config
 from tests.s2s_parallel.trainers import fit_on_ranks
 
 ROOM_GIB = 0.15
+TIGHT_BYTES = GIB // 8
 ROOT = Path(__file__).parents[2]
 
 
@@ -106,7 +108,13 @@ def test_the_search_knows_its_ends():
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
-def test_a_real_refusal_of_memory_is_known_and_passes():
+@pytest.fixture
+def tight(monkeypatch):
+    """Little more address space than memory, so that what goes beyond the limit is refused."""
+    monkeypatch.setattr(calibrate_memory, "HOST_SLACK_BYTES", TIGHT_BYTES)
+
+
+def test_a_real_refusal_of_memory_is_known_and_passes(tight):
     memory = HostMemory(taken_gib() + 0.2)
     with pytest.raises(RuntimeError) as refused:
         memory.run_limited(lambda: torch.ones(2**30))
@@ -114,20 +122,11 @@ def test_a_real_refusal_of_memory_is_known_and_passes():
     assert torch.ones(2**27).sum() == 2**27, "behind the limit 0.5 GiB can be had again"
 
 
-def test_a_step_beyond_the_limit_is_refused_by_the_system(config):
-    model: Any = build_model(load_config(config))
-    make = SyntheticBatches(load_config(config).data, model.tokenizer, Stored(True, False), 2, 20).make
-    batch = make(40, Bin(6.0))
-    memory = HostMemory(taken_gib() + ROOM_GIB)
-    with pytest.raises(Exception) as refused:  # noqa: PT011  which of them is what is tested
-        memory.run_limited(lambda: model.training_step(batch, 0))
-    assert is_out_of_memory(refused.value)
-
-
-def test_a_layer_that_gets_no_memory_for_its_code_leaves_the_next_one_whole():
+def test_a_layer_that_gets_no_memory_for_its_code_leaves_the_next_one_whole(monkeypatch):
+    monkeypatch.setattr(calibrate_memory, "HOST_SLACK_BYTES", 0)
     memory = HostMemory(1e6)
     memory.limit_bytes = 0  # nothing beyond what is taken already
-    for width in (40, 50, 60):  # oneDNN writes code for each shape
+    for width in (20, 30, 40):  # oneDNN writes code for each shape
         with pytest.raises(RuntimeError, match="could not create a primitive") as refused:
             memory.run_limited(partial(depthwise, width))
         assert is_out_of_memory(refused.value)
@@ -135,7 +134,7 @@ def test_a_layer_that_gets_no_memory_for_its_code_leaves_the_next_one_whole():
 
 
 def depthwise(width: int) -> torch.Tensor:
-    return torch.nn.functional.conv2d(torch.ones(2, 24, 30, width), torch.ones(24, 1, 3, 3), groups=24)
+    return torch.nn.functional.conv2d(torch.ones(2, 8, 9, width), torch.ones(8, 1, 3, 3), groups=8)
 
 
 def test_training_goes_on_behind_steps_that_were_refused(config):
@@ -154,6 +153,7 @@ class InTurn(Calibration):
 
 
 def refused_and_taken(config: Path) -> list[bool]:
+    calibrate_memory.HOST_SLACK_BYTES = TIGHT_BYTES  # of this process, as `tight` has it
     cfg = load_config(config)
     model: Any = build_model(cfg)
     search = InTurn(lambda device: HostMemory(1e6), 100)

@@ -16,7 +16,7 @@ import torch
 T = TypeVar("T")
 
 GIB = 2**30
-HOST_SLACK = 1.5  # address space for a byte of memory
+HOST_SLACK_BYTES = 4 * GIB  # of address space, most of which is never used
 PARALLEL = 2**20  # elements; torch splits what is larger than 2**15 among its threads
 
 # What CUDA, its libraries, the CPU's allocator and oneDNN say; the last is a batch that kernels can't number.
@@ -135,7 +135,7 @@ class HostMemory(Memory):
         torch.ones(PARALLEL).sum()  # starts the thread's OpenMP workers, which abort the process where they can't start
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         room = self.limit_bytes - _status_bytes("VmRSS")
-        resource.setrlimit(resource.RLIMIT_AS, (_status_bytes("VmSize") + int(HOST_SLACK * max(room, 0)), hard))
+        resource.setrlimit(resource.RLIMIT_AS, (_status_bytes("VmSize") + max(room, 0) + HOST_SLACK_BYTES, hard))
         try:
             return step()
         finally:

@@ -1,0 +1,134 @@
+"""Make what the recipe trains on and with: the corpus, the codec, the LLM, and the codes of the corpus.
+
+    hatch run recipe:prepare talk
+    hatch run recipe:prepare talk --hours 12 --llm-vocabulary 8192    # for talk_carried.yaml
+
+What is there already stays: the same command goes on where it broke off, and takes a `codec.nemo` that was put there.
+The codec needs a GPU, on which it is trained while the cores speak the corpus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+USER_ERROR = 2  # exit code, as argparse's own
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make what is missing; return the exit code."""
+    args = parse(arguments)
+    try:
+        check_gpu(args.folder)
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            codec = beside.submit(train_codec, args.folder, args.codec_minutes)
+            speak_corpus(args)
+            make_llm(args)
+            codec.result()
+        store_codes(args.folder)
+    except subprocess.CalledProcessError as error:
+        print(f"prepare: {Path(error.cmd[1]).name} ended with {error.returncode}, as told above", file=sys.stderr)
+        return USER_ERROR
+    except (OSError, ValueError, ImportError) as error:
+        print(f"prepare: {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="corpus/, noise/, rooms/, llm/ and codec.nemo go there")
+    parser.add_argument("--hours", type=float, default=30.0, help="of training dialogues (default: 30)")
+    parser.add_argument("--heldout", type=int, default=64, help="dialogues of each held-out set (default: 64)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that speak (default: one a core)")
+    parser.add_argument("--codec-minutes", type=float, default=7.5, help="of training the codec (default: 7.5)")
+    parser.add_argument("--llm-vocabulary", type=int, metavar="N", help="as recipe:llm has it: then llm-Nk/, not llm/")
+    parser.add_argument("--llm-wheel", type=Path, help="as recipe:llm's --wheel")
+    return parser.parse_args(arguments)
+
+
+def check_gpu(folder: Path) -> None:
+    """Refuse a machine that can't make what is missing, before anything is made.
+
+    Raises:
+        OSError: there is no codec, and no GPU.
+    """
+    if not (folder / "codec.nemo").exists() and not _has_gpu():
+        raise OSError(
+            f"there is no {folder / 'codec.nemo'}, and no GPU to train it on: make it elsewhere, and put it there"
+        )
+
+
+def train_codec(folder: Path, minutes: float) -> None:
+    """Train `codec.nemo`, from the demo's on, on what the agent says in the corpus; in processes of their own.
+
+    Raises:
+        subprocess.CalledProcessError: what went wrong has been printed.
+    """
+    codec, speech, part = folder / "codec.nemo", folder / "speech", folder / "part.nemo"
+    if codec.exists():
+        return
+    if not speech.exists():
+        _run("demo/speech.py", folder / "speech.part", "--of", "talk")
+        (folder / "speech.part").rename(speech)
+    start = ("--start", ROOT / "demo/codec.nemo", "--answers", 0.75)
+    _run("demo/train_codec.py", speech, part, *start, "--minutes", minutes)
+    part.rename(codec)
+
+
+def speak_corpus(args: argparse.Namespace) -> None:
+    """Build corpus/, noise/ and rooms/, or what is missing of them."""
+    from s2s_data.talk import TalkConfig, build_talk_corpus
+    from s2s_data.talk.corpus import UNFINISHED
+
+    if (args.folder / "corpus").exists() and not (args.folder / UNFINISHED).exists():
+        return
+    config = replace(TalkConfig(), hours=args.hours, num_heldout=args.heldout)
+    build_talk_corpus(args.folder, config, num_processes=args.processes, progress=print)
+
+
+def make_llm(args: argparse.Namespace) -> None:
+    """Make llm/, or llm-8k/ for a vocabulary of 8,192.
+
+    Raises:
+        subprocess.CalledProcessError: what went wrong has been printed.
+    """
+    kept = args.llm_vocabulary
+    out = args.folder / ("llm" if kept is None else f"llm-{kept // 1024}k")
+    if not out.exists():
+        vocabulary = () if kept is None else ("--vocabulary", kept)
+        wheel = () if args.llm_wheel is None else ("--wheel", args.llm_wheel)
+        _run("recipes/talk/make_llm.py", out, *vocabulary, *wheel)
+
+
+def store_codes(folder: Path) -> None:
+    """Store the codec's codes with each set of the corpus; those that are there already stay."""
+    from s2s_data.codes import EncodeOptions, encode_shar
+    from s2s_model.codecs import load_codec
+
+    codec = load_codec(str(folder / "codec.nemo"))
+    options = EncodeOptions(device="cuda" if _has_gpu() else "cpu")
+    for shar in sorted((folder / "corpus").iterdir()):
+        print("\n".join(encode_shar(str(shar), str(shar), codec, options).lines()))
+
+
+def _run(script: str, *arguments: object) -> None:
+    subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], check=True)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
