@@ -150,6 +150,17 @@ def voice_metrics(dialogues: Sequence[DialogueScore], suffix: str = "") -> dict[
     return {name + suffix: math.fsum(values) / len(values) for name, values in scores.items() if values}
 
 
+def own_scores(dialogue: DialogueScore, language: str = "en") -> dict[str, float | None]:
+    """Return what is counted of one dialogue, by the names that its record and tables have; None: there is nothing."""
+    return {
+        "asr_wer": asr_wer([dialogue], language),
+        "asr_bleu": asr_bleu([dialogue], language),
+        "answer_accuracy": spoken_accuracy([dialogue], language),
+        "answer_accuracy_text": written_accuracy([dialogue], language),
+        "latency_s": mean_latency_s(dialogue),
+    }
+
+
 def mean_latency_s(dialogue: DialogueScore) -> float | None:
     """Return the mean latency in seconds of the dialogue's answers, or None if there is none."""
     latencies = [response.latency_s for response in dialogue.responses if response.latency_s is not None]

@@ -13,14 +13,7 @@ import numpy as np
 import soundfile
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from s2s_eval.dialogue_scores import (
-    DialogueScore,
-    asr_bleu,
-    asr_wer,
-    mean_latency_s,
-    spoken_accuracy,
-    written_accuracy,
-)
+from s2s_eval.dialogue_scores import DialogueScore, own_scores
 from s2s_eval.samples import wav_paths
 
 log = logging.getLogger(__name__)
@@ -122,16 +115,9 @@ def _asr(dialogue: DialogueScore) -> str:
 
 
 def _scores(dialogue: DialogueScore, language: str) -> dict[str, float | None]:
-    values = (
-        asr_wer([dialogue], language),
-        asr_bleu([dialogue], language),
-        spoken_accuracy([dialogue], language),
-        written_accuracy([dialogue], language),
-        mean_latency_s(dialogue),
-        dialogue.quality,
-        dialogue.speaker_similarity,
-    )
-    return dict(zip(SCORES, values, strict=True))
+    scores = own_scores(dialogue, language)
+    scores |= {"quality": dialogue.quality, "speaker_similarity": dialogue.speaker_similarity}
+    return {name: scores[name] for name in SCORES}
 
 
 def _markdown(dialogue: DialogueScore, language: str) -> str:

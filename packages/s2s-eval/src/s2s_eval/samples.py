@@ -18,14 +18,7 @@ import numpy as np
 import soundfile
 
 from s2s_eval.asr import Samples
-from s2s_eval.dialogue_scores import (
-    DialogueScore,
-    asr_bleu,
-    asr_wer,
-    mean_latency_s,
-    spoken_accuracy,
-    written_accuracy,
-)
+from s2s_eval.dialogue_scores import DialogueScore, own_scores
 from s2s_eval.resampling import at_rate
 
 SCORES_FILE = "scores.json"
@@ -121,8 +114,7 @@ def write_scores(
         path = folder / _file_name(dataset) / DIALOGUES_FILE
         path.parent.mkdir(exist_ok=True)
         records = (
-            _record(dialogue, dialogue.cut_id in kept, language) | _answers(dialogue, metrics, language)
-            for dialogue in members
+            _record(dialogue, dialogue.cut_id in kept, language) | _unscored(dataset, metrics) for dialogue in members
         )
         path.write_text("".join(json.dumps(finite(record), allow_nan=False) + "\n" for record in records))
     # the folder may hold others, of a validation of this step that came before
@@ -157,19 +149,14 @@ def _record(dialogue: DialogueScore, has_audio: bool, language: str) -> dict[str
     return record | {
         "wav": f"{name}.wav" if has_audio else None,
         "reference_wav": f"{name}{REFERENCE_SUFFIX}.wav" if has_audio else None,
-        "asr_wer": asr_wer([dialogue], language),
-        "asr_bleu": asr_bleu([dialogue], language),
-        "latency_s": mean_latency_s(dialogue),
+        **own_scores(dialogue, language),
     }
 
 
-def _answers(dialogue: DialogueScore, metrics: dict[str, float], language: str) -> dict[str, float | None]:
-    """Return the dialogue's shares of right answers; None where its data set has no such figure (no recogniser)."""
-    shares = {
-        "answer_accuracy": spoken_accuracy([dialogue], language),
-        "answer_accuracy_text": written_accuracy([dialogue], language),
-    }
-    return {name: share if f"val_{name}_{dialogue.dataset}" in metrics else None for name, share in shares.items()}
+def _unscored(dataset: str, metrics: dict[str, float]) -> dict[str, None]:
+    """Return null for the shares of right answers of which the data set has no figure (no recogniser)."""
+    shares = ("answer_accuracy", "answer_accuracy_text")
+    return {name: None for name in shares if f"val_{name}_{dataset}" not in metrics}
 
 
 def _write_wavs(wavs: Wavs, audio: SampleAudio) -> None:
