@@ -6,28 +6,17 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
+from torch.multiprocessing.spawn import start_processes
 
 
 def run_on_ranks(function: Callable[..., Any], folder: Path, *args: object, world_size: int = 2) -> list[Any]:
     """Call `function(rank, *args)` on each rank; return what each gave.
 
-    Forked, since importing torch and NeMo anew in each process would take longer than the test. Where gloo's processes
-    don't find each other they are started once more: it has happened once in ten runs of all tests, with all processes
-    alive. Those that fail for a reason fail again.
+    Forked, since importing torch and NeMo anew in each process would take longer than the test.
     """
-    try:
-        _start(function, folder, args, world_size)
-    except ProcessRaisedException as error:
-        if "Gloo connectFullMesh failed" not in str(error):
-            raise
-        _start(function, folder, args, world_size)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world_size)]
-
-
-def _start(function: Callable[..., Any], folder: Path, args: tuple[object, ...], world_size: int) -> None:
     meeting = folder / f"rendezvous-{uuid4().hex}"  # its own: a file of earlier processes holds their old ports
     start_processes(_on_rank, (function, world_size, folder, meeting, args), nprocs=world_size, start_method="fork")
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
 def _on_rank(

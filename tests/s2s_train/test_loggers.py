@@ -76,7 +76,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 # W&B's file is a log in blocks of 32 KiB, after 7 bytes of its own: each part has a sum, a length and a kind,
 # and a record is one part (1), or a first (2), more (3) and a last one (4).
-data, at, record, rows = Path(sys.argv[1]).read_bytes(), 7, b"", []
+data, at, record, rows, exits = Path(sys.argv[1]).read_bytes(), 7, b"", [], []
 assert data[:4] == b":W&B"
 while at + 7 <= len(data):
     if 32768 - at % 32768 < 7:
@@ -90,34 +90,41 @@ while at + 7 <= len(data):
         record = b""
         if parsed.WhichOneof("record_type") == "history":
             rows.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in parsed.history.item})
-print(json.dumps(rows))
+        if parsed.WhichOneof("record_type") == "exit":
+            exits.append(parsed.exit.exit_code)
+print(json.dumps([rows, exits]))
 """
-FIT = """
+FIT_TWICE = """
 import sys
 from pathlib import Path
+from lightning.pytorch import Callback
 from tests.s2s_train.builders import run
-run(Path(sys.argv[1]), "w", *sys.argv[2:])
+
+class BreaksAfterTwoSteps(Callback):
+    def on_train_batch_end(self, trainer, *args):
+        assert trainer.global_step < 2, "broken"
+
+run(Path(sys.argv[1]), "whole", *sys.argv[2:])
+run(Path(sys.argv[1]), "broken", *sys.argv[2:], callbacks=[BreaksAfterTwoSteps()])
 """
 
 
-def test_wandb_without_network_leaves_a_run_that_can_be_read(folder, corpus):
+def test_each_fit_of_a_process_without_network_is_a_whole_wandb_run(folder, corpus):
     path = write_config(folder, corpus)
     offline = ["exp_manager.create_wandb_logger=true", "exp_manager.wandb_logger_kwargs={project: p, offline: true}"]
     nowhere = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "WANDB_SILENT": "true"}
     root = str(Path(__file__).parents[2])
     # a process of its own: wandb keeps a service and its state in the process
     here = {**os.environ, **nowhere, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
-    subprocess.run([sys.executable, "-c", FIT, str(path), *offline], check=True, env=here, timeout=300)
-    (written,) = (folder / "runs" / "w" / "wandb").glob("offline-run-*/run-*.wandb")
-    read = subprocess.run(
-        [sys.executable, "-c", READ_WANDB, str(written)],
-        check=True,
-        env=here,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    rows = json.loads(read.stdout)
-    told = [line["train_loss"] for line in lines(folder / "runs" / "w" / "metrics.jsonl") if "train_loss" in line]
-    assert [row["train_loss"] for row in rows if "train_loss" in row] == told
-    assert any("val_loss" in row for row in rows)
+    command = [sys.executable, "-c", FIT_TWICE, str(path), *offline]
+    done = subprocess.run(command, check=False, env=here, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.stderr.rstrip().endswith("AssertionError: broken")
+    for name, exit_code in (("whole", 0), ("broken", 1)):
+        (written,) = (folder / "runs" / name / "wandb").glob("offline-run-*/run-*.wandb")
+        command = [sys.executable, "-c", READ_WANDB, str(written)]
+        read = subprocess.run(command, check=True, env=here, capture_output=True, text=True, timeout=300)
+        rows, exits = json.loads(read.stdout)
+        assert exits == [exit_code]
+        told = [line for line in lines(folder / "runs" / name / "metrics.jsonl") if "train_loss" in line]
+        assert [row["train_loss"] for row in rows if "train_loss" in row] == [line["train_loss"] for line in told]
+        assert any("val_loss" in row for row in rows) == (name == "whole")

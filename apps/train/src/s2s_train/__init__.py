@@ -1,3 +1,3 @@
 """The thin app that composes the packages and trains."""
 
-__version__ = "0.4.6"
+__version__ = "0.4.7"

@@ -21,7 +21,7 @@ from s2s_train.callbacks import RunFolderBegins, StepSeed
 from s2s_train.checkpoints import LastCheckpoint, build_checkpoints
 from s2s_train.config import AppConfig
 from s2s_train.data_module import DuplexDataModule
-from s2s_train.loggers import JsonlLogger, MetricsFollowSteps, build_loggers
+from s2s_train.loggers import JsonlLogger, MetricsFollowSteps, build_loggers, finishing_wandb
 from s2s_train.measuring import Measuring
 from s2s_train.profile_steps import StepProfiler
 from s2s_train.progress import BarProgress, LineProgress
@@ -51,6 +51,7 @@ class RunStopped(Exception):  # noqa: N818  not an error
         self.exit_code = exit_code
 
 
+@finishing_wandb()
 def fit(cfg: AppConfig, build_model: ModelBuilder, build_scorers: ScorerBuilder) -> RunFolder:
     """Train as `cfg` says, from the run's last checkpoint if it has one; return the run's folder.
 

@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import math
+import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,30 @@ def build_loggers(exp: ExpConfig, jsonl: JsonlLogger) -> list[Logger]:
     if exp.create_wandb_logger:
         loggers.append(WandbLogger(save_dir=jsonl.save_dir, **{"name": jsonl.name, **exp.wandb_logger_kwargs}))
     return loggers
+
+
+@contextmanager
+def finishing_wandb() -> Iterator[None]:
+    """Finish the W&B run that was begun inside, with the exit code of what ended it; a run begun before goes on.
+
+    W&B would do so when the process ends, which lost a run's metrics once, and gave the process's next run to this one.
+    """
+    before = _wandb_run()
+    exit_code = 0
+    try:
+        yield
+    except BaseException as error:
+        exit_code = getattr(error, "exit_code", 1)
+        raise
+    finally:
+        begun = _wandb_run()
+        if begun is not None and begun is not before:
+            begun.finish(exit_code)
+
+
+def _wandb_run() -> Any:
+    """Return W&B's run of this process, or None; W&B isn't imported where no logger did so."""
+    return getattr(sys.modules.get("wandb"), "run", None)
 
 
 def _is_behind(line: Mapping[str, Any], step: int, prefix: str) -> bool:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from s2s_train.config import AppConfig
 from s2s_train.data_module import DuplexDataModule
 from s2s_train.fit import ModelBuilder, ScorerBuilder, progress_bars, say, telling_other_models
-from s2s_train.loggers import JsonlLogger, build_loggers
+from s2s_train.loggers import JsonlLogger, build_loggers, finishing_wandb
 from s2s_train.run_folder import RunFolder
 from s2s_train.summary import print_metrics
 from s2s_train.trainer import build_trainer
@@ -66,6 +66,7 @@ class StepOfCheckpoint(Callback):
         trainer.fit_loop.load_state_dict(checkpoint["loops"]["fit_loop"])
 
 
+@finishing_wandb()
 def validate(
     cfg: AppConfig,
     checkpoint: Path | None,
