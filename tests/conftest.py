@@ -46,7 +46,7 @@ LONGEST = (
 )
 
 # Tests of modules with one of these wait for processes beside them, and on a busy machine one may miss another: gloo's
-# ranks didn't meet once in ten runs of all tests. Such a test that fails is tried once more, and the summary says so.
+# ranks didn't meet once in ten runs of all tests. Where one fails it is tried once more, and the summary says why.
 BESIDE = {"Browser", "Cluster", "fit_on_ranks", "multiprocessing", "run_on_ranks", "subprocess"}
 
 
@@ -58,6 +58,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if isinstance(item, pytest.Function) and BESIDE & vars(item.module).keys():
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"tried once more: {report.nodeid}")
+        terminalreporter.line(report.longreprtext)
 
 
 @pytest.fixture(autouse=True, scope="module")
