@@ -11,15 +11,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import soundfile
 import torch
-from lhotse import CutSet
 from lhotse.cut import Cut
 
+from s2s_data.audio import load_audio
 from s2s_data.roles import Roles
+from s2s_data.shar import TARGET_AUDIO, find_shards
 from s2s_model.codecs import AudioCodec, load_codec
 
 ROLES = Roles.of(["user"], ["agent"])
@@ -36,14 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dialogues", type=int, default=24, help="how many, from the first on (default: 24)")
     args = parser.parse_args(arguments)
     try:
-        if not any(args.shar.glob("cuts.*")):
-            raise FileNotFoundError(
-                f"no Shar files (cuts.*.jsonl.gz) in {args.shar}: name a folder like talk/corpus/heldout"
-            )
+        shards = find_shards(str(args.shar), "SHAR")
         codec = load_codec(args.codec)
         for part in ("hyp", "ref"):
             (args.out / part).mkdir(parents=True)  # not beside those of another codec
-        for cut in islice(CutSet.from_shar(in_dir=args.shar), args.dialogues):
+        cuts = chain.from_iterable(shard.cuts() for shard in shards)
+        for cut in islice(cuts, args.dialogues):
             write_dialogue(codec, cut, args.out)
     except (ValueError, OSError) as error:
         print(f"recipe:ceiling: {error}", file=sys.stderr)
@@ -55,11 +54,9 @@ def write_dialogue(codec: AudioCodec, cut: Cut, out: Path) -> None:
     """Write a dialogue's agent before and behind `codec`, and its turns.
 
     Raises:
-        ValueError: the cut has no target_audio.
+        UnreadableCutError: the cut has no target_audio, or none that can be read.
     """
-    if not cut.has_custom("target_audio"):
-        raise ValueError(f"cut {cut.id} has no target_audio: only a corpus with the agent's speech has a ceiling")
-    speech_1S = torch.from_numpy(cut.target_audio.resample(codec.sample_rate).load_audio()[:1])
+    speech_1S = torch.from_numpy(load_audio(cut, TARGET_AUDIO, codec.sample_rate))[None]
     samples = speech_1S.shape[1]
     with torch.inference_mode():
         behind_1S, _ = codec.decode(*codec.encode(speech_1S, torch.tensor([samples])))

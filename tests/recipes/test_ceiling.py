@@ -31,5 +31,5 @@ def test_speech_before_and_behind_the_codec_lie_beside_each_other(tmp_path):
 
 def test_a_folder_without_a_corpus_is_told(tmp_path, capsys):
     assert ceiling.main([str(DEMO / "codec.nemo"), str(tmp_path / "none"), str(tmp_path / "out")]) == 2
-    assert f"in {tmp_path}/none: name a folder" in capsys.readouterr().err
+    assert f"SHAR: the Shar folder {tmp_path}/none doesn't exist" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

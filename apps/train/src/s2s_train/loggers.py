@@ -156,7 +156,7 @@ def build_loggers(exp: ExpConfig, jsonl: JsonlLogger) -> list[Logger]:
 def finishing_wandb() -> Iterator[None]:
     """Finish the W&B run that was begun inside, with the exit code of what ended it; a run begun before goes on.
 
-    W&B would do so when the process ends, which lost a run's metrics once, and gave the process's next run to this one.
+    W&B alone does so when the process ends, and logs the process's next run into this one.
     """
     before = _wandb_run()
     exit_code = 0
