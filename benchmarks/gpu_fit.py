@@ -58,8 +58,9 @@ def main() -> int:
             began = time.monotonic()
             write_parts(Path(folder), size)
             write_llm_weights(Path(folder), args.device)
-            for name, shortest_s in (("uniform", size.decode_s), ("mixed", size.shortest_s)):
-                write_shar(Path(folder), name, shortest_s, size.decode_s, args.dialogues, size.llm["vocab_size"])
+            for name, shortest_s, share in (("uniform", size.decode_s, 0.25), ("mixed", size.shortest_s, 1.0)):
+                number = round(share * args.dialogues)
+                write_shar(Path(folder), name, shortest_s, size.decode_s, number, size.llm["vocab_size"])
             report.put(round(time.monotonic() - began, 1), "data_written_s")
         if not report.failed:
             for name in args.runs:
@@ -77,7 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS)
     parser.add_argument("--steps", type=int, default=80, help="of `uniform` and `mixed`")
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--dialogues", type=int, default=384, help="of each Shar; training goes round them")
+    parser.add_argument("--dialogues", type=int, default=1000, help="of `mixed`; `uniform` has a quarter")
     parser.add_argument("--limit-s", type=float, default=170.0, help="end a run after so long")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the config, as fit takes them")
     return parser.parse_args()
@@ -137,7 +138,7 @@ def config(folder: Path, data: str, size: Size, args: argparse.Namespace) -> dic
     cuda = args.device == "cuda"
     batching: dict[str, Any] = {"batch_size": int(size.batch_duration_s / size.decode_s)}
     if data == "mixed":
-        bins = {"bucket_duration_bins": list(size.bins_s[:-1]), "bucket_buffer_size": 200}
+        bins = {"bucket_duration_bins": list(size.bins_s[:-1])}
         batching = {"batch_duration": size.batch_duration_s, "use_bucketing": True} | bins
     return {
         "model": model_section(folder, size, {"lr": 1e-4} | (FAST_OPTIMIZER if cuda else {}))

@@ -10,6 +10,8 @@ import copy
 
 import pytest
 import torch
+from lightning import Callback, Trainer
+from torch.utils.data import DataLoader
 
 from s2s_model import DuplexS2SModel
 from s2s_model.dtypes import default_dtype
@@ -99,6 +101,35 @@ def test_positions_that_are_made_anew_for_longer_audio(config):
     model, plain = pair(config, perception=perception() | {"encoder": conformer(16, 8) | {"pos_emb_max_len": 40}})
     short, long = batch_of(model, A), batch_of(model, LONG)
     check(model, plain, short, short, short, long, short, short, short, long, long, short)
+
+
+class NoWaits(Callback):
+    """From the 9th batch on torch refuses what makes the host wait for the device."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 8:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_end(self, trainer, pl_module):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_the_host_waits_for_no_step_of_lightnings(config, tmp_path, precision):
+    optimizer = {"_target_": "s2s_model.adamw.AdamW", "lr": 1e-3}
+    model = DuplexS2SModel(config | {"optimizer": optimizer}, parallel=ParallelConfig(cuda_graphs=True))
+    batches = [batch_of(model.cuda(), frames) for frames in (A, B)]
+    trainer = Trainer(
+        max_steps=16, accelerator="gpu", devices=1, precision=precision, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, gradient_clip_val=1.0,
+        callbacks=[NoWaits()],
+    )  # fmt: skip
+    try:
+        trainer.fit(model, DataLoader(batches * 8, batch_size=None))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.global_step == 16
+    assert model._graphs.num_captured == 2
 
 
 @pytest.mark.parametrize("frozen", [r"^llm\..+embed_tokens.+$", r"^perception\..+$", r"^llm\..+$"])

@@ -281,7 +281,7 @@ def test_kernels_give_nemos_numbers(context, style, compiled):
     multiply_pointwise(ours.cuda())
     if compiled:
         for layer in ours.layers:
-            compile_in_training(layer, each_size=True)
+            compile_in_training(layer)
     for lens in ([5, 2, 1], [64, 63], [150, 97, 65, 1]):
         assert_same(run(ours, lens), run(theirs, lens))
     mine = run(ours, [30, 4], length=400)
@@ -304,9 +304,9 @@ def test_attention_with_dropout_goes_by_blocks():
 
 @pytest.fixture
 def eager_compiler(monkeypatch):
-    """What inductor makes of a graph isn't in question here, only which graphs there are."""
+    """What inductor makes of a graph isn't in question here, only which graphs there are on a GPU."""
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend="eager", **options))
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: compile_(function, backend="eager"))
     _compiled.cache_clear()
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

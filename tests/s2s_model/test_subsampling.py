@@ -120,7 +120,7 @@ def test_what_lies_behind_a_recording_is_not_heard(device):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or S2S_TEST_ON_GPU isn't set")
 def test_compiled():
     nemo, ours = pair()
-    compile_in_training(ours.cuda(), each_size=True)
+    compile_in_training(ours.cuda())
     x, lens = recordings()
     assert_alike(results(nemo, x, lens), results(ours, x.cuda(), lens.cuda()))
 
@@ -190,6 +190,6 @@ def test_convolution_over_time(kernel_size, context, bias, compiled):
     expected = convolved(encoder.layers[0].conv, x)
     multiply_pointwise(encoder.cuda())
     if compiled:
-        compile_in_training(encoder.layers[0].conv, each_size=True)
+        compile_in_training(encoder.layers[0].conv)
     for one, other in zip(expected, convolved(encoder.layers[0].conv, x.cuda()), strict=True):
         assert (one - other.cpu()).norm() < 1e-5 * one.norm()

@@ -85,7 +85,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
             {
                 "num_frames": sums.num_frames.float(),
                 "padding_share": 1 - sums.num_frames / num_places,
-                "learning_rate": self._learning_rate(),
+                "learning_rate": self._on_device(self._learning_rate()),
             },
             batch_size=size,
         )
@@ -137,7 +137,11 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
             self._let_judge(optimizer)
         else:
             self._judge(optimizer)
-        self.log("nonfinite_steps", float(self._num_nonfinite_steps), batch_size=1)
+        self.log("nonfinite_steps", self._on_device(self._num_nonfinite_steps), batch_size=1)
+
+    def _on_device(self, number: float) -> Tensor:
+        """For Lightning to log: it copies a number to the device, and the host waits until all before that is done."""
+        return torch.full((), number, dtype=torch.float32, device=self.device)
 
     def _judge_scaled(self) -> None:
         """fp16's scaler skips the step by itself, and needs the gradients to see why."""

@@ -47,11 +47,18 @@ class WeightTable:
         sizes = [weight.numel() for weight in weights]
         if addresses == self._addresses and sizes == self._sizes:
             return
-        self._addresses, self._sizes = addresses, sizes
-        self.dtype = weights[0].dtype
+        device = weights[0].device
         counts = torch.tensor([-(-size // PIECE) for size in sizes])
         first = counts.cumsum(0) - counts
         rows = torch.tensor([*addresses, sizes]).T
-        device = weights[0].device
-        self.rows = torch.cat([rows, first[:, None]], dim=1).contiguous().to(device)
-        self.weight_of_piece = torch.arange(len(weights), dtype=torch.int32).repeat_interleave(counts).to(device)
+        # Gradients of a batch of another size may lie elsewhere: each step may come by here.
+        self.rows = _sent(torch.cat([rows, first[:, None]], dim=1).contiguous(), device)
+        if sizes != self._sizes:
+            pieces = torch.arange(len(weights), dtype=torch.int32).repeat_interleave(counts)
+            self.weight_of_piece = _sent(pieces, device)
+        self._addresses, self._sizes, self.dtype = addresses, sizes, weights[0].dtype
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On a GPU, where the host doesn't wait until all that was launched before is done, as for memory not pinned."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -47,9 +47,9 @@ def parallelize(model: nn.Module, parts: ModelParts, mesh: DeviceMesh | None, co
     checkpoint_blocks(parts.layers, config.activation_checkpointing)
     if config.compile:
         for layer in [] if is_tensor_parallel else parts.layers:
-            compile_in_training(layer, each_size=config.cuda_graphs, memory_budget=config.activation_memory_budget)
+            compile_in_training(layer, memory_budget=config.activation_memory_budget)
         for layer in [*parts.subsampling, *parts.encoder_layers]:
-            compile_in_training(layer, each_size=config.cuda_graphs, memory_budget=config.encoder_memory_budget)
+            compile_in_training(layer, memory_budget=config.encoder_memory_budget)
     if mesh is not None:
         _shard(model, parts, mesh, config)
         keep_statistics_alike(model)
