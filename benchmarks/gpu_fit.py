@@ -7,7 +7,8 @@
 Writes an LLM's weights and Shars of noise with stored codes, and calls `python -m s2s_train fit` on them. `cold`: five
 steps with an empty compile cache, `warm`: the same with the cache that it left; seconds from the process's start to its
 first finished step are told. `uniform`: dialogues of 20 s; `mixed`: of 5 to 20 s, in buckets; both log audio-seconds a
-second and the share of time that training waited for data. Exit code 1: a run failed.
+second and the share of time that training waited for data. The app's lines are shown as they come. Exit code 1: a run
+failed.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=80, help="of `uniform` and `mixed`")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--dialogues", type=int, default=1000, help="of `mixed`; `uniform` has a quarter")
-    parser.add_argument("--limit-s", type=float, default=170.0, help="end a run after so long")
+    parser.add_argument("--limit-s", type=float, default=300.0, help="end a run after so long")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the config, as fit takes them")
     return parser.parse_args()
 
@@ -107,6 +108,7 @@ def run(folder: Path, name: str, size: Size, args: argparse.Namespace) -> dict[s
     first_s, told = 0.0, ""
     assert process.stdout is not None
     for line in process.stdout:
+        print(f"{name}: {line}", end="", flush=True)
         lines.append(line)
         if line.startswith("first step after "):
             told = line.strip()
