@@ -7,7 +7,7 @@ import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 
-from s2s_parallel.compiled import _compiled
+from s2s_parallel.compiled import _compiled, compile_in_training
 from s2s_parallel.config import ParallelConfig, check_config
 from s2s_parallel.parallelize import parallelize
 from s2s_parallel.parts import ModelParts
@@ -29,11 +29,11 @@ class Block(nn.Module):
 def partitioned(monkeypatch):
     """Torch's compiler up to where it decides what is kept; its kernels take a minute."""
     compile_ = torch.compile
-    monkeypatch.setattr(functorch_config, "activation_memory_budget", 1.0)  # put back as it was
     monkeypatch.setattr(torch, "compile", partial(compile_, backend="aot_eager_decomp_partition"))
     _compiled.cache_clear()
     torch._dynamo.reset()
-    yield
+    with functorch_config.patch(activation_memory_budget=1.0):  # put back as it was
+        yield
     _compiled.cache_clear()
     torch._dynamo.reset()
 
@@ -70,6 +70,16 @@ def test_a_smaller_budget_keeps_less_and_has_the_same_gradients(partitioned):
     assert fewest < fewer < all_kept
     torch.testing.assert_close(gradient, expected)
     torch.testing.assert_close(again, expected)
+
+
+def test_on_a_cpu_each_size_is_compiled(partitioned):
+    """Inductor fails there at a Conformer for any size."""
+    block = Block()
+    compile_in_training(block)
+    torch._dynamo.utils.counters.clear()
+    for size in (4, 6, 4, 10, 6):
+        block(torch.randn(size, 8)).sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
 
 
 @pytest.mark.parametrize(
