@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import statistics
@@ -60,7 +61,7 @@ def main() -> int:
             write_parts(Path(folder), size)
             write_llm_weights(Path(folder), args.device)
             for name, shortest_s, share in (("uniform", size.decode_s, 0.25), ("mixed", size.shortest_s, 1.0)):
-                number = round(share * args.dialogues)
+                number = math.ceil(share * args.dialogues)
                 write_shar(Path(folder), name, shortest_s, size.decode_s, number, size.llm["vocab_size"])
             report.put(round(time.monotonic() - began, 1), "data_written_s")
         if not report.failed:
@@ -79,7 +80,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS)
     parser.add_argument("--steps", type=int, default=80, help="of `uniform` and `mixed`")
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--dialogues", type=int, default=1000, help="of `mixed`; `uniform` has a quarter")
+    parser.add_argument(
+        "--dialogues",
+        type=int,
+        default=1000,
+        help="of `mixed`; of `uniform`, which `cold` and `warm` train on too, a quarter",
+    )
     parser.add_argument("--limit-s", type=float, default=300.0, help="end a run after so long")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the config, as fit takes them")
     return parser.parse_args()
@@ -136,7 +142,7 @@ def steady(metrics: Path) -> dict[str, Any]:
 
 
 def config(folder: Path, data: str, size: Size, args: argparse.Namespace) -> dict[str, Any]:
-    """A run's config: base.yaml's loader, no validation and no checkpoints."""
+    """A run's config: no validation and no checkpoints; a window of the loader holds 1000 dialogues."""
     cuda = args.device == "cuda"
     batching: dict[str, Any] = {"batch_size": int(size.batch_duration_s / size.decode_s)}
     if data == "mixed":

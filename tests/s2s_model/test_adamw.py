@@ -135,3 +135,20 @@ def test_table_names_each_piece() -> None:
     assert table.rows[:, 0].tolist() == [tensor.data_ptr() for tensor in tensors]
     assert table.rows[:, 2:].tolist() == [[PIECE + 1, 0], [3, 2]]
     assert not fit_in_a_table(tensors)  # a CPU has no such kernel
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or S2S_TEST_ON_GPU isn't set")
+def test_table_of_moved_gradients_is_sent_without_a_wait() -> None:
+    weights = [torch.zeros(PIECE + 1, device="cuda")]
+    gradients = [[torch.ones(PIECE + 1, device="cuda")] for _ in range(3)]
+    table = WeightTable()
+    table.follow([weights, gradients[0]])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        tables = []
+        for each in gradients[1:]:
+            table.follow([weights, each])
+            tables.append(table.rows)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [rows[0, 1].item() for rows in tables] == [each[0].data_ptr() for each in gradients[1:]]

@@ -20,7 +20,7 @@ from s2s_parallel.parallelize import parallelize
 from tests.s2s_model.builders import conformer, make_batch, perception
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or S2S_TEST_ON_GPU isn't set")
-A, B, C = (30, 17), (60, 55), (7,)  # frames of dialogues
+A, B, C, MORE = (30, 17), (60, 55), (7,), (40, 12, 70)  # frames of dialogues
 LONG = (700,)  # 56 s
 
 
@@ -197,8 +197,8 @@ def test_compiled_layers(config, budget):
         compile=True, cuda_graphs=True, activation_memory_budget=budget, encoder_memory_budget=budget
     )
     model, plain = pair(config, parallel)
-    check(model, plain, *(batch_of(model, frames, seed) for seed in range(3) for frames in (A, B)))
-    assert model._graphs.num_captured == 2
+    check(model, plain, *(batch_of(model, frames, seed) for seed in range(3) for frames in (A, B, C, MORE)))
+    assert model._graphs.num_captured == 4
 
 
 @pytest.mark.parametrize("compiled", [False, True])

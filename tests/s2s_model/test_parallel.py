@@ -104,13 +104,13 @@ def compiled(rank, model, sizes, options):
 
     torch._dynamo.reset()
     config = ParallelConfig(compile=True, **options)
+    dp = sizes.data_parallel_size
     torch.compile, own = partial(torch.compile, backend="aot_eager"), torch.compile
     try:
         parallelize(model, model.parts(), build_mesh(sizes, "cpu"), config)
+        shown = results(model, batches(dp)[rank // sizes.num_peers], num_labels(dp), dp)
     finally:
         torch.compile = own
-    dp = sizes.data_parallel_size
-    shown = results(model, batches(dp)[rank // sizes.num_peers], num_labels(dp), dp)
     counters = torch._dynamo.utils.counters
     return (
         shown["grad llm.model.layers.11.mlp.up_proj.weight"],
@@ -125,7 +125,7 @@ def compiled(rank, model, sizes, options):
     ids=["TP 2", "FSDP2 2, recomputed", "CP 2, recomputed"],
 )
 def test_layers_are_compiled_once_for_all(sizes, mode, of_family, tmp_path):
-    """Twelve of them: torch gives up on a function that it has compiled eight times. The encoder has up to four."""
+    """Twelve of them; the encoder has up to four."""
     config = FAMILIES["llama-3"]()
     config.num_hidden_layers = 12
     model = of_family(config)

@@ -1,4 +1,4 @@
-"""What compiled blocks keep for backward. Torch's partitioner decides it, whatever kernels are made after that."""
+"""What compiled blocks keep for backward, and for which sizes. Torch's partitioner decides it, whatever the kernels."""
 
 from functools import partial
 

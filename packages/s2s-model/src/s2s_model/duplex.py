@@ -140,7 +140,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         self.log("nonfinite_steps", self._on_device(self._num_nonfinite_steps), batch_size=1)
 
     def _on_device(self, number: float) -> Tensor:
-        """For Lightning to log: it copies a number to the device, and the host waits until all before that is done."""
+        """For Lightning to log, which copies a plain number to the device while the host waits."""
         return torch.full((), number, dtype=torch.float32, device=self.device)
 
     def _judge_scaled(self) -> None:

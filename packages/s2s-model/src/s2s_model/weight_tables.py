@@ -39,6 +39,7 @@ class WeightTable:
     def __init__(self) -> None:
         self._addresses: list[list[int]] = []
         self._sizes: list[int] = []
+        self.weight_of_piece: Tensor
 
     def follow(self, lists: Sequence[Sequence[Tensor]]) -> None:
         """Write the table anew if tensors have moved since the last call."""
@@ -53,12 +54,12 @@ class WeightTable:
         rows = torch.tensor([*addresses, sizes]).T
         # Gradients of a batch of another size may lie elsewhere: each step may come by here.
         self.rows = _sent(torch.cat([rows, first[:, None]], dim=1).contiguous(), device)
-        if sizes != self._sizes:
+        if sizes != self._sizes or self.weight_of_piece.device != device:
             pieces = torch.arange(len(weights), dtype=torch.int32).repeat_interleave(counts)
             self.weight_of_piece = _sent(pieces, device)
         self._addresses, self._sizes, self.dtype = addresses, sizes, weights[0].dtype
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """On a GPU, where the host doesn't wait until all that was launched before is done, as for memory not pinned."""
+    """From pinned memory: else the host would wait for all that was launched before."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
