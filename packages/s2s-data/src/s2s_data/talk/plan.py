@@ -11,7 +11,7 @@ from functools import cached_property
 
 from s2s_data.demo.dialogues import CAPITALS, DAYS
 from s2s_data.talk.numbers import spoken
-from s2s_data.talk.skills import FRAMES, SKILLS, Case, Frame, Skill
+from s2s_data.talk.skills import FRAMES, MISHEARD, SKILLS, Case, Frame, Skill
 
 HELD_OUT_SHARE = 8  # one case and one wording in so many
 LARGEST_SUMMAND = 20  # of the skill "plus"
@@ -154,7 +154,7 @@ def _memory(held: Held, rng: random.Random) -> tuple[Exchange, Exchange]:
         food = rng.choice(FOODS)
         told = Exchange("food", "told", f"I like to eat {food}.", "That sounds good.", None)
         return told, Exchange("food", "asked", "What do I like to eat?", f"You like to eat {food}.", food)
-    number, more = rng.choice(held.sums)
+    number, more = rng.choice([pair for pair in held.sums if spoken(pair[0]) not in MISHEARD])
     told = Exchange("number", "told", f"Remember the number {spoken(number)}.", "I will remember it.", None)
     if kind == "number":
         asked = f"Your number was {spoken(number)}."

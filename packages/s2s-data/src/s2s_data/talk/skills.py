@@ -37,14 +37,21 @@ PLURALS = {
 LEGS = {"dogs": 4, "birds": 2, "spiders": 8, "ants": 6, "horses": 4, "cats": 4, "ducks": 2, "bees": 6}
 THINGS = ("apples", "books", "tickets", "lamps", "chairs", "cups", "pens", "hats")
 SUBJECTS = (
-    "the old man", "my sister", "a tall woman", "the farmer", "our teacher", "the young doctor", "a small child",
+    "the old man", "my sister", "my cousin", "the farmer", "our teacher", "the young doctor", "a small child",
     "the baker", "his brother", "the quiet girl", "her uncle", "the captain",
 )  # fmt: skip
 DOINGS = (
-    "plays the piano", "feeds the horses", "sells fresh bread", "walks along the beach", "reads a long letter",
-    "waits for the train", "paints the garden wall", "cooks a warm soup", "looks at the stars", "sings in the kitchen",
+    "plays the piano", "feeds the horses", "sells fresh bread", "walks along the street", "reads a short story",
+    "waits for the bus", "paints the garden fence", "cooks a warm soup", "looks at the stars", "sings in the kitchen",
     "opens the blue door", "crosses the river",
 )  # fmt: skip
+# What Whisper tiny.en didn't hear in at least two of three answers of the agent's voice ("well", "Wendy", "me"): as a
+# value it would count as a wrong answer, whatever the model says. docs/talk-corpus.md has the figures.
+MISHEARD = frozenset((
+    "two", "twelve", "one hundred one", "one hundred two", "four hundred twenty", "five hundred forty",
+    "seven hundred twenty", "four dollars", "twelve dollars", "forty-nine dollars", "twelve o'clock", "Wednesday",
+    "Thursday", "May", "rich", "sad", "foal", "joey", "men", "Lima", "Peru",
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Skill:
     @property
     def is_computed(self) -> bool:
         """Whether a case that was never heard can be answered from others."""
-        return len(self.cases) >= 40
+        return len(self.cases) >= 30
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ def phrases() -> list[str]:
 
 
 def _of(name: str, direct: str, indirect: str, noun: str, answer: str, cases: tuple[Case, ...]) -> Skill:
-    return Skill(name, direct, indirect, noun, answer, cases)
+    return Skill(name, direct, indirect, noun, answer, tuple(case for case in cases if case["value"] not in MISHEARD))
 
 
 SKILLS = (
