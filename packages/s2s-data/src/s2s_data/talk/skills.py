@@ -46,7 +46,7 @@ DOINGS = (
     "opens the blue door", "crosses the river",
 )  # fmt: skip
 # What Whisper tiny.en didn't hear in at least two of three answers of the agent's voice ("well", "Wendy", "me"): as a
-# value it would count as a wrong answer, whatever the model says. docs/talk-corpus.md has the figures.
+# value it would count as a wrong answer, whatever the model says.
 MISHEARD = frozenset((
     "two", "twelve", "one hundred one", "one hundred two", "four hundred twenty", "five hundred forty",
     "seven hundred twenty", "four dollars", "twelve dollars", "forty-nine dollars", "twelve o'clock", "Wednesday",
