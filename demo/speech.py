@@ -9,6 +9,7 @@ between answers. `answers.flac` (22,050 Hz): every answer of the demo once, or 1
 """
 
 import argparse
+import os
 import random
 import re
 import warnings
@@ -55,7 +56,9 @@ def talk_answers(count: int = 1500) -> list[str]:
 def write_answers(path: Path, texts: list[str], rate_hz: int = 22050, gap_frames: int = 4) -> None:
     """Write answers, each followed by `gap_frames` of silence, so that all of them start on a frame."""
     gap = np.zeros(gap_frames * samples_per_frame(rate_hz), dtype=np.float32)
-    soundfile.write(path, np.concatenate([x for text in texts for x in (agent_speech(text, rate_hz), gap)]), rate_hz)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        spoken = pool.map(lambda text: agent_speech(text, rate_hz), texts)
+        soundfile.write(path, np.concatenate([part for audio in spoken for part in (audio, gap)]), rate_hz)
 
 
 def main() -> None:
@@ -75,7 +78,7 @@ def main() -> None:
     chunk: list[np.ndarray] = []
     seconds = total_s = 0.0
     index = 0
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for audio in pool.map(AGENT_VOICE.say, texts):
             silence = np.zeros(int(rng.uniform(0.1, 0.6) * ENGINE_RATE_HZ), dtype=np.float32)
             chunk += [audio * (0.5 / np.abs(audio).max()), silence]

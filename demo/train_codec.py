@@ -18,6 +18,7 @@ import json
 import math
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 RATE_HZ = 22050
 FRAME = 1764  # samples of 80 ms
 BATCH, CROP_FRAMES = 32, 14
+WARM_UP = 3  # steps before a graph is captured: libraries choose and load their kernels
 MODULES = "nemo.collections.tts.modules.audio_codec_modules"
 LOSSES = "nemo.collections.tts.losses.audio_codec_loss"
 
@@ -168,13 +170,22 @@ class CodecTrainer:
 
     def __init__(self, num_codebooks: int, device: torch.device) -> None:
         from nemo.collections.tts.models import AudioCodecModel
+        from nemo.collections.tts.modules.audio_codec_modules import CausalConv1dNorm
 
         self.model = AudioCodecModel(codec_config(num_codebooks, adversarial=True)).to(device).train()
         model = self.model
         generator = [*model.audio_encoder.parameters(), *model.audio_decoder.parameters()]
         options: dict[str, Any] = {"betas": (0.8, 0.99), "weight_decay": 0.01, "fused": True}
-        self.generator_optimizer = torch.optim.AdamW(generator, lr=3e-4, **options)
-        self.discriminator_optimizer = torch.optim.AdamW(model.discriminator.parameters(), lr=2e-4, **options)
+        options["capturable"] = device.type == "cuda"
+        self.learning_rate = torch.zeros((), device=device)  # a tensor, so that graphs read it anew
+        self.generator_optimizer = torch.optim.AdamW(generator, lr=self.learning_rate, **options)
+        self.discriminator_optimizer = torch.optim.AdamW(
+            model.discriminator.parameters(), lr=self.learning_rate, **options
+        )
+        for module in model.audio_decoder.modules():
+            if isinstance(module, CausalConv1dNorm):  # it reads these on the host in each call
+                for name, size in module.named_buffers(recurse=False):
+                    setattr(module, name, size.cpu())
 
     def load(self, path: Path) -> None:
         """Go on from a published codec; its discriminators weren't published and start anew."""
@@ -234,6 +245,33 @@ class CodecTrainer:
         published.half().save_to(str(path))
 
 
+class ReplayedStep:
+    """A trainer's step, on a GPU replayed as one CUDA graph: kernel by kernel the host can't keep up."""
+
+    def __init__(self, trainer: CodecTrainer, adversarial: bool) -> None:
+        self._run = partial(trainer.step, adversarial=adversarial)
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, audio_BS: Tensor) -> dict[str, Tensor]:
+        """One step; what it returns is overwritten by the next. The first takes `WARM_UP` steps more."""
+        if not audio_BS.is_cuda:
+            return self._run(audio_BS)
+        if self._graph is None:
+            self._audio_BS = audio_BS.clone()
+            beside = torch.cuda.Stream()
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                for _ in range(WARM_UP):
+                    self._run(self._audio_BS)
+            torch.cuda.current_stream().wait_stream(beside)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._out = self._run(self._audio_BS)
+        self._audio_BS.copy_(audio_BS)
+        self._graph.replay()
+        return self._out
+
+
 def main() -> None:
     """Train for `--minutes`, then write the codec and a sample of what it reconstructs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -257,13 +295,12 @@ def main() -> None:
         trainer.load(args.start)
     else:
         trainer.initialize(crops())
+    plain, adversarial = (ReplayedStep(trainer, is_adversarial) for is_adversarial in (False, True))
     start = last_log = time.monotonic()
     step = 0
     while (share := (time.monotonic() - start) / (args.minutes * 60)) < 1:
-        for optimizer in (trainer.generator_optimizer, trainer.discriminator_optimizer):
-            for group in optimizer.param_groups:
-                group["lr"] = 4e-4 * min(1.0, (step + 1) / 200) * max(0.05, math.cos(share * math.pi / 2))
-        out = trainer.step(crops(), adversarial=share > args.adversarial_from)
+        trainer.learning_rate.fill_(4e-4 * min(1.0, (step + 1) / 200) * max(0.05, math.cos(share * math.pi / 2)))
+        out = (adversarial if share > args.adversarial_from else plain)(crops())
         step += 1
         if time.monotonic() - last_log > 15 or step == 1:
             last_log = time.monotonic()

@@ -16,8 +16,9 @@ from s2s_model.codecs.hifigan import HiFiGANDecoder, HiFiGANEncoder, reason_agai
 
 log = logging.getLogger(__name__)
 
-# Frames of all examples together, so many as fill a GPU: 0.3 GiB and 0.4 for a codec of 93 M parameters.
-ENCODED_AT_ONCE = 256
+# Frames of all examples together, so many that they fill a GPU and a slow host keeps up: 0.6 GiB and 0.4 for a codec of
+# 93 M parameters.
+ENCODED_AT_ONCE = 512
 DECODED_AT_ONCE = 512
 PROBED_FRAMES = 12
 TOLERANCE = 0.01  # float16 and TF32 differ from float32 by a tenth of it
