@@ -112,7 +112,11 @@ def unpack(args: argparse.Namespace) -> str:
     for index in range(rest.pop("num_files")):
         state |= load_file(args.parts / WEIGHTS.format(index))
     state |= {name: state[other] for name, other in rest.pop("tied", {}).items()}
-    state |= made_anew(build(cfg, asdict(cfg.model)).state_dict(), rest.pop("frozen"))
+    frozen = rest.pop("frozen")
+    section = asdict(cfg.model)
+    if not any(name.startswith("perception.") for name in frozen):
+        section["pretrained_asr"] = None  # what it became is carried
+    state |= made_anew(build(cfg, section).state_dict(), frozen)
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     AtomicCheckpointIO().save_checkpoint(rest | {"state_dict": state}, run.last_checkpoint)
     return f"{run.last_checkpoint}: step {rest.get('global_step')}; go on with train:fit"

@@ -1,10 +1,11 @@
-"""Make what the recipe trains on and with: the corpus, the codec, the LLM, and the codes of the corpus.
+"""Make what the recipe trains on and with: the corpus, the codec, the LLM, the codes of the corpus, and the encoder.
 
     hatch run recipe:prepare talk
     hatch run recipe:prepare talk --hours 12 --llm-vocabulary 8192    # for talk_carried.yaml
 
-What is there already stays: the same command goes on where it broke off, and takes a `codec.nemo` that was put there.
-The codec needs a GPU, on which it is trained while the cores speak the corpus.
+What is there already stays: the same command goes on where it broke off, and takes a `codec.nemo` or an
+`encoder.nemo` that was put there. Both need a GPU: the codec is trained while the cores speak the corpus, the encoder
+then, on the corpus.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             make_llm(args)
             codec.result()
         store_codes(args.folder)
+        train_encoder(args.folder, args.encoder_minutes, args.processes)
     except subprocess.CalledProcessError as error:
         print(f"prepare: {Path(error.cmd[1]).name} ended with {error.returncode}, as told above", file=sys.stderr)
         return USER_ERROR
@@ -45,11 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="corpus/, noise/, rooms/, llm/ and codec.nemo go there")
+    parser.add_argument("folder", type=Path, help="corpus/, noise/, rooms/, llm/, codec.nemo and encoder.nemo go there")
     parser.add_argument("--hours", type=float, default=30.0, help="of training dialogues (default: 30)")
     parser.add_argument("--heldout", type=int, default=64, help="dialogues of each held-out set (default: 64)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that speak (default: one a core)")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="that speak and, later, load (default: one a core)"
+    )
     parser.add_argument("--codec-minutes", type=float, default=7.5, help="of training the codec (default: 7.5)")
+    parser.add_argument("--encoder-minutes", type=float, default=5.0, help="of training the encoder (default: 5)")
     parser.add_argument("--llm-vocabulary", type=int, metavar="N", help="as recipe:llm has it: then llm-N/, not llm/")
     parser.add_argument("--llm-wheel", type=Path, help="as recipe:llm's --wheel")
     return parser.parse_args(arguments)
@@ -59,12 +64,13 @@ def check_gpu(folder: Path) -> None:
     """Refuse a machine that can't make what is missing, before anything is made.
 
     Raises:
-        OSError: there is no codec, and no GPU.
+        OSError: there is no codec or no encoder, and no GPU.
     """
-    if not (folder / "codec.nemo").exists() and not _has_gpu():
-        raise OSError(
-            f"there is no {folder / 'codec.nemo'}, and no GPU to train it on: make it elsewhere, and put it there"
-        )
+    for name in ("codec.nemo", "encoder.nemo"):
+        if not (folder / name).exists() and not _has_gpu():
+            raise OSError(
+                f"there is no {folder / name}, and no GPU to train it on: make it elsewhere, and put it there"
+            )
 
 
 def train_codec(folder: Path, minutes: float) -> None:
@@ -120,8 +126,23 @@ def store_codes(folder: Path) -> None:
         print("\n".join(encode_shar(str(shar), str(shar), codec, options).lines()))
 
 
-def _run(script: str, *arguments: object) -> None:
-    subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], check=True)
+def train_encoder(folder: Path, minutes: float, processes: int) -> None:
+    """Train `encoder.nemo` on what the users say in the corpus; in a process of its own.
+
+    Raises:
+        subprocess.CalledProcessError: what went wrong has been printed.
+    """
+    encoder, part = folder / "encoder.nemo", folder / "part-encoder.nemo"
+    if not encoder.exists():
+        workers = f"data.train_ds.num_workers={processes}"
+        recipe = ROOT / "recipes/talk/talk.yaml"
+        _run("recipes/talk/train_encoder.py", recipe, part, workers, "--minutes", minutes, TALK=folder)
+        part.rename(encoder)
+
+
+def _run(script: str, *arguments: object, **environment: object) -> None:
+    changed = os.environ | {name: str(value) for name, value in environment.items()}
+    subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], check=True, env=changed)
 
 
 def _has_gpu() -> bool:

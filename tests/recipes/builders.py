@@ -20,6 +20,11 @@ SHORT = [
     "data.train_ds.num_workers=1", "data.train_ds.pin_memory=false", "data.validation_ds.batch_size=2",
     "model.lr_scheduler.warmup_steps=1", "data.train_ds.bucket_buffer_size=6",
 ]  # fmt: skip
+ONE_STEP = [
+    "--minutes", "0.001", "--scored", "1", "data.train_ds.num_workers=0", "data.train_ds.pin_memory=false",
+    "data.train_ds.bucket_batch_size=[2,2,2,2,2]", "data.train_ds.bucket_buffer_size=6",
+    "data.validation_ds.batch_size=2",
+]  # fmt: skip
 
 
 def fit(recipe: str, llm: Path, name: str, *overrides: str) -> list[dict[str, Any]]:

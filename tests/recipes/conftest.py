@@ -5,6 +5,8 @@ import pytest
 import soundfile
 from transformers import AutoConfig, LlamaForCausalLM
 
+from recipes.talk import train_encoder
+from tests.recipes.builders import ONE_STEP, RECIPES
 from tests.s2s_data.builders import dialogues, write_shar
 from tests.s2s_model.builders import make_codec, make_llm
 
@@ -21,6 +23,9 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("noise", "rooms"):
         (folder / name).mkdir()
         soundfile.write(folder / name / "a.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 16000), 16000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TALK", str(folder))
+        assert train_encoder.main([str(RECIPES / "talk.yaml"), str(folder / "encoder.nemo"), *ONE_STEP]) == 0
     return folder
 
 

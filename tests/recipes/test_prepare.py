@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 
 import s2s_data.talk
 from recipes.talk import prepare
@@ -20,6 +21,7 @@ def folder(talk, tmp_path, monkeypatch):
     monkeypatch.setattr(s2s_data.talk, "TalkConfig", lambda: SMALL)
     shutil.copytree(talk / "llm", tmp_path / "talk/llm")
     shutil.copy(talk / "codec.nemo", tmp_path / "talk")
+    shutil.copy(talk / "encoder.nemo", tmp_path / "talk")
     return tmp_path / "talk"
 
 
@@ -36,11 +38,24 @@ def test_the_corpus_gets_the_codec_s_codes_and_what_is_there_stays(folder):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == files
 
 
-def test_a_codec_needs_a_gpu_and_that_is_told_before_anything_is_made(folder, capsys):
-    (folder / "codec.nemo").unlink()
+@pytest.mark.parametrize("name", ["codec.nemo", "encoder.nemo"])
+def test_what_needs_a_gpu_is_told_before_anything_is_made(name, folder, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (folder / name).unlink()
+    left = {path.name for path in folder.iterdir()}
     assert prepare.main([str(folder), *SHORT]) == 2
-    assert f"there is no {folder}/codec.nemo, and no GPU to train it on" in capsys.readouterr().err
-    assert [path.name for path in folder.iterdir()] == ["llm"]
+    assert f"there is no {folder / name}, and no GPU to train it on" in capsys.readouterr().err
+    assert {path.name for path in folder.iterdir()} == left
+
+
+def test_the_encoder_is_trained_on_the_folder_s_corpus(folder, talk, monkeypatch):
+    made = ("corpus", "noise", "rooms")
+    for name in made:
+        shutil.copytree(talk / name, folder / name)
+    (folder / "encoder.nemo").unlink()
+    monkeypatch.setenv("TALK", "elsewhere")
+    prepare.train_encoder(folder, minutes=0.001, processes=1)
+    assert {path.name for path in folder.iterdir()} == {"llm", "codec.nemo", "encoder.nemo", *made}
 
 
 def test_a_part_that_cannot_be_made_is_named(folder, capfd):

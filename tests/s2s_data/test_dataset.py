@@ -12,7 +12,8 @@ from lhotse import CutSet, MonoCut, MultiCut, Recording
 
 from s2s_data import DataError, DuplexDataset, Turn, UnreadableCutError, read_blend
 from s2s_data.audio import load_audio
-from tests.s2s_data.builders import NUM_CODEBOOKS, WordTokenizer, dialogue, recording, write_shar
+from s2s_data.loader import dataset_of
+from tests.s2s_data.builders import NUM_CODEBOOKS, WordTokenizer, config, dialogue, recording, write_shar
 
 TOKENIZER = WordTokenizer()
 
@@ -36,6 +37,15 @@ def test_batch_of_audio() -> None:
     assert batch["source_texts"] == ["what is two"] * 2
     assert batch["target_texts"] == ["it is four"] * 2
     assert batch["turns"][0] == [Turn("user", 0.0, 0.8, "what is two"), Turn("agent", 0.88, 0.72, "it is four")]
+
+
+def test_the_users_text_alone_is_spread_where_the_config_says_so() -> None:
+    plain, spread = (dataset_of(config(spread_source_text=key), TOKENIZER)[[dialogue("cut")]] for key in (False, True))
+    pad, bos, eos = TOKENIZER.pad_id, TOKENIZER.bos_id, TOKENIZER.eos_id
+    what, is_, two = TOKENIZER.text_to_ids("what is two")
+    assert spread["source_tokens"][0, :11].tolist() == [bos, what, pad, pad, is_, pad, pad, two, pad, pad, eos]
+    assert plain["source_tokens"][0, :11].tolist() == [bos, what, is_, two, *[pad] * 6, eos]
+    assert torch.equal(spread["target_tokens"], plain["target_tokens"])
 
 
 def with_value(cut_id: str, value: object) -> MonoCut:

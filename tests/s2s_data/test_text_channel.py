@@ -19,10 +19,10 @@ FRAME_S = 0.08
 RATE_HZ = 16000
 
 
-def channel(num_frames: int, *turns: tuple[int, int, str]) -> tuple[list[int], int]:
+def channel(num_frames: int, *turns: tuple[int, int, str], spread: bool = False) -> tuple[list[int], int]:
     """Place turns that are given in frames: start, end, text."""
     made = [Turn("agent", start * FRAME_S, (end - start) * FRAME_S, text) for start, end, text in turns]
-    tokens_T, num_dropped = build_text_channel(made, FrameGrid(num_frames, FRAME_S, RATE_HZ), TOKENIZER)
+    tokens_T, num_dropped = build_text_channel(made, FrameGrid(num_frames, FRAME_S, RATE_HZ), TOKENIZER, spread=spread)
     return tokens_T.tolist(), num_dropped
 
 
@@ -54,6 +54,23 @@ def test_next_turn_ends_the_turn_it_interrupts() -> None:
     tokens = [BOS, *ids("a b"), BOS, *ids("x"), PAD, EOS, PAD]
     assert channel(8, (0, 5, "a b c d"), (3, 6, "x")) == (tokens, 2)
     assert channel(8, (3, 6, "x"), (0, 5, "a b c d")) == (tokens, 2), "the order of supervisions changed the grid"
+
+
+def test_spread_tokens_stand_where_they_are_said() -> None:
+    a, b, c = ids("a b c")
+    assert channel(10, (0, 7, "a b c"), spread=True) == ([BOS, a, PAD, b, PAD, c, PAD, EOS, PAD, PAD], 0)
+    assert channel(10, (1, 9, "a b c"), spread=True) == ([PAD, BOS, a, PAD, b, PAD, c, PAD, PAD, EOS], 0)
+
+
+def test_spread_text_that_fills_its_turn_is_as_it_would_be() -> None:
+    for turn in ((1, 4, "a b"), (1, 4, "a b c d e"), (2, 3, "a"), (2, 2, "a"), (1, 5, "")):
+        assert channel(8, turn, spread=True) == channel(8, turn)
+
+
+def test_spread_text_is_cut_where_the_next_turn_interrupts_it() -> None:
+    a, b, x = ids("a b x")
+    tokens = [BOS, a, PAD, b, BOS, x, PAD, EOS]
+    assert channel(8, (0, 7, "a b c"), (4, 7, "x"), spread=True) == (tokens, 1)
 
 
 def test_eos_gives_way_to_the_bos_of_the_next_turn() -> None:

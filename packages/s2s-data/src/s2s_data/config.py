@@ -126,6 +126,9 @@ class DataConfig:
     input_roles: list[str] = field(default_factory=lambda: ["user"])
     # Speaker names of the agent's turns.
     output_roles: list[str] = field(default_factory=lambda: ["agent"])
+    # Spread the tokens of a user's turn over it, about where they are said, instead of one a frame from its start: for
+    # model.predict_user_text, which can't write what it hasn't heard yet.
+    spread_source_text: bool = False
     # What is trained on.
     train_ds: TrainDataConfig = field(default_factory=TrainDataConfig)
     # What is validated on.

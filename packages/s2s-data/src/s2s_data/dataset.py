@@ -49,6 +49,8 @@ class DuplexDataset(Dataset[DuplexBatch]):
         Rates of the user's and the agent's audio, Hz; audio of other rates is resampled.
     input_roles, output_roles
         Speaker names of the user's and the agent's turns.
+    spread_source_text
+        Spread the tokens of a user's turn over it, instead of one a frame from its start.
     load_target_audio
         Load the agent's audio even if its codes are stored.
     codec_fingerprint
@@ -70,6 +72,7 @@ class DuplexDataset(Dataset[DuplexBatch]):
         target_sample_rate: int = 22050,
         input_roles: Collection[str] = ("user",),
         output_roles: Collection[str] = ("agent",),
+        spread_source_text: bool = False,
         load_target_audio: bool = True,
         codec_fingerprint: str | None = None,
     ) -> None:
@@ -79,6 +82,7 @@ class DuplexDataset(Dataset[DuplexBatch]):
         self.source_sample_rate_hz = source_sample_rate
         self.target_sample_rate_hz = target_sample_rate
         self.roles = Roles.of(input_roles, output_roles)
+        self.spread_source_text = spread_source_text
         self.load_target_audio = load_target_audio
         self.codec_fingerprint = codec_fingerprint
         self._text_fit = TextFitLog()
@@ -182,7 +186,8 @@ class DuplexDataset(Dataset[DuplexBatch]):
         return sum(len(self.tokenizer.text_to_ids(clean_text(agent.text or ""))) for agent in agents)
 
     def _text_channel(self, dialogue: Dialogue, role: str) -> TextChannel:
-        return build_text_channel(_turns(dialogue, role), dialogue.grid, self.tokenizer)
+        spread = self.spread_source_text and role == USER
+        return build_text_channel(_turns(dialogue, role), dialogue.grid, self.tokenizer, spread=spread)
 
     def _pad_tokens(self, channels: Sequence[TextChannel]) -> tuple[Tensor, Tensor]:
         tokens = [channel.tokens_T for channel in channels]

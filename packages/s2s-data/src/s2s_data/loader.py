@@ -443,6 +443,7 @@ def dataset_of(cfg: DataConfig, tokenizer: TextTokenizer, **options: Any) -> Dup
         target_sample_rate=cfg.target_sample_rate,
         input_roles=cfg.input_roles,
         output_roles=cfg.output_roles,
+        spread_source_text=cfg.spread_source_text,
         **options,
     )
 

@@ -1,10 +1,11 @@
 """Where a turn's text is put on the frame grid.
 
-BOS stands at the frame where the turn starts, its tokens follow one a frame, EOS stands at the frame where
-the turn ends, and PAD everywhere else. Shapes: ``T`` frames (80 ms).
+BOS stands at the frame where the turn starts, its tokens follow one a frame or spread over the turn, EOS stands at the
+frame where the turn ends, and PAD everywhere else. Shapes: ``T`` frames (80 ms).
 """
 
 import logging
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,12 +44,15 @@ class TextChannel(NamedTuple):
     num_dropped_tokens: int  # text tokens that found no frame before their turn's end
 
 
-def build_text_channel(turns: Sequence[Turn], grid: FrameGrid, tokenizer: TextTokenizer) -> TextChannel:
+def build_text_channel(
+    turns: Sequence[Turn], grid: FrameGrid, tokenizer: TextTokenizer, *, spread: bool = False
+) -> TextChannel:
     """Put the text of one speaker's ``turns`` on ``grid``.
 
     A turn lasts until its EOS, the speaker's next turn, or the dialogue's end, whichever is first; text that
     needs more frames is cut there and counted. A turn of no frame is left out (its text is counted too). A
-    turn that the dialogue's end or the next turn interrupts has no EOS.
+    turn that the dialogue's end or the next turn interrupts has no EOS. With ``spread`` a turn's tokens stand at
+    equal distances from its start to its end, about where they are said.
     """
     tokens = [tokenizer.pad_id] * grid.num_frames  # a list: a tensor's slices cost more than all the rest here
     num_dropped = 0
@@ -58,11 +62,16 @@ def build_text_channel(turns: Sequence[Turn], grid: FrameGrid, tokenizer: TextTo
         limit = min(next_start, grid.num_frames)
         ids = tokenizer.text_to_ids(text)
         room = max(0, min(end, limit) - start - 1)
-        num_dropped += max(0, len(ids) - room)
+        # An interrupted turn's tokens stay where they are said; those behind the interruption are cut.
+        step = max(1.0, (end - start - 1) / len(ids)) if spread and ids else 1.0
+        places = [start + 1 + int(i * step) for i in range(len(ids))]
+        kept = bisect_right(places, start + room)
+        num_dropped += len(ids) - kept
         if min(end, limit) <= start:
             continue
-        ids = [tokenizer.bos_id, *ids[:room]]
-        tokens[start : start + len(ids)] = ids
+        tokens[start] = tokenizer.bos_id
+        for place, token_id in zip(places[:kept], ids[:kept], strict=True):
+            tokens[place] = token_id
         if end < limit:
             tokens[end] = tokenizer.eos_id
     return TextChannel(torch.tensor(tokens, dtype=torch.int64), num_dropped)

@@ -1,0 +1,238 @@
+"""Train the recipe's encoder as a recogniser of the corpus's users (CTC), on one GPU within minutes.
+
+    hatch run recipe:encoder recipes/talk/talk.yaml talk/encoder.nemo --minutes 5
+
+Encoder, features, data, noise and rooms are those of the config; of the data the user's audio
+and text are read. What is written is a NeMo `EncDecCTCModel`, whose encoder is what `model.pretrained_asr` begins with:
+an encoder at random weights tells a language model so little that it learns to guess what the user says. Exit code 2:
+something is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import string
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from s2s_data.batch import DuplexBatch
+    from s2s_train.config import AppConfig
+
+PEAK_RATE, WARM_UP_STEPS, LAST_SHARE = 1e-3, 300, 0.02
+ALPHABET = "▁'" + string.ascii_lowercase  # words that the training data lack can be spelt
+LOG_EVERY_S = 15
+USER_ERROR = 2  # exit code, as argparse's own
+_NOT_SPOKEN = re.compile(r"[^a-z' ]+")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train for `--minutes`, tell the word error rates of the held-out sets, and write the recogniser."""
+    args = parse(arguments)
+    try:
+        from s2s_train.config import load_config
+
+        cfg = load_config(args.config, args.overrides)
+        pieces = Pieces(spoken(text) for text in user_texts(cfg, args.learn_from))
+        trainer = EncoderTrainer(cfg, pieces)
+        trainer.train(args.minutes * 60)
+        for name, rate in trainer.word_error_rates(args.scored).items():
+            print(json.dumps({"set": name, "wer_percent": round(100 * rate, 2)}), flush=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        trainer.model.save_to(str(args.out))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments."""
+    parser = argparse.ArgumentParser(
+        prog="recipe:encoder", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="of the run that will use the encoder")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the .nemo file to write")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the config, as fit takes them")
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument(
+        "--learn-from", type=int, default=2000, help="dialogues that the pieces are learned from (2000)"
+    )
+    parser.add_argument("--scored", type=int, default=4, help="batches of each held-out set that are scored (4)")
+    args = parser.parse_intermixed_args(arguments)
+    if args.minutes <= 0:
+        parser.error(f"--minutes is {args.minutes:g}: give it some time")
+    return args
+
+
+def user_texts(cfg: AppConfig, count: int) -> Iterator[str]:
+    """What the users say in the first training dialogues, by their cuts alone."""
+    from itertools import islice
+
+    from s2s_data.loader import blend_of
+    from s2s_data.roles import USER, Roles
+
+    roles = Roles.of(cfg.data.input_roles, cfg.data.output_roles)
+    for cut in islice(blend_of(cfg.data.train_ds, "data.train_ds").metadata(count), count):
+        yield from (turn.text for turn in roles.turns(cut) if turn.role == USER)
+
+
+def spoken(text: str) -> str:
+    """Words in small letters, one space between them."""
+    return " ".join(_NOT_SPOKEN.sub(" ", text.lower()).split())
+
+
+class Pieces:
+    """Pieces of words, learned from texts: at 12.5 frames a second letters would be more than frames."""
+
+    def __init__(self, texts: Iterable[str], size: int = 512) -> None:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        self._tokenizer = Tokenizer(models.BPE())
+        self._tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁")
+        self._tokenizer.decoder = decoders.Metaspace(replacement="▁")
+        texts = [text for text in texts if text]
+        if not texts:
+            raise ValueError(
+                "the users say nothing in the data: look at it with `hatch run s2s-data show`, and name its users in "
+                "data.input_roles"
+            )
+        trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, initial_alphabet=[*ALPHABET])
+        self._tokenizer.train_from_iterator(texts, trainer)
+
+    def labels(self) -> list[str]:
+        """The pieces as CTC writes them, a space where a word begins."""
+        by_piece = self._tokenizer.get_vocab()
+        return [piece.replace("▁", " ") for piece in sorted(by_piece, key=by_piece.__getitem__)]
+
+    def ids(self, text: str) -> list[int]:
+        """The pieces of a text."""
+        return list(self._tokenizer.encode(spoken(text)).ids)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What pieces say."""
+        return str(self._tokenizer.decode(list(ids))).strip()
+
+
+class EncoderTrainer:
+    """NeMo's CTC model of the config's encoder, and the batches that the run would train on."""
+
+    def __init__(self, cfg: AppConfig, pieces: Pieces) -> None:
+        from nemo.collections.asr.models import EncDecCTCModel
+        from omegaconf import OmegaConf
+
+        from s2s_data.loader import train_dataloader, validation_dataloaders
+        from s2s_data.words import WordTokenizer
+
+        torch.manual_seed(cfg.seed or 0)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.pieces = pieces
+        perception = OmegaConf.to_container(OmegaConf.create(dict(cfg.model.perception)), resolve=True)
+        assert isinstance(perception, dict)
+        if not perception.get("encoder") or not perception.get("preprocessor"):
+            raise ValueError("model.perception has no encoder or no preprocessor: describe both, as talk.yaml does")
+        labels = pieces.labels()
+        config = {name: perception[name] for name in ("preprocessor", "encoder", "spec_augment") if name in perception}
+        config["decoder"] = {
+            "_target_": "nemo.collections.asr.modules.ConvASRDecoder",
+            "feat_in": None,  # the encoder's
+            "num_classes": len(labels),
+            "vocabulary": labels,
+        }
+        self.model = EncDecCTCModel(OmegaConf.create(config)).to(self.device)
+        self._sample_rate = cfg.data.source_sample_rate
+        cfg.data.train_ds.load_target_audio = cfg.data.validation_ds.load_target_audio = False
+        self._batches = train_dataloader(cfg.data, WordTokenizer())
+        self._held_out = validation_dataloaders(cfg.data, WordTokenizer())
+        fused = self.device.type == "cuda"
+        self._optimizer = torch.optim.AdamW(
+            self.model.parameters(), PEAK_RATE, (0.9, 0.98), weight_decay=0.01, fused=fused
+        )
+
+    def train(self, seconds: float) -> None:
+        """Take steps for so long, and tell how they go."""
+        began = told = time.monotonic()
+        audio_s, losses = 0.0, []
+        self.model.train()
+        for step, batch in enumerate(self._batches):
+            now = time.monotonic()
+            share = (now - began) / seconds
+            if share >= 1 and step:
+                return
+            warm = min(1.0, (step + 1) / WARM_UP_STEPS)
+            for group in self._optimizer.param_groups:
+                group["lr"] = PEAK_RATE * warm * max(LAST_SHARE, 0.5 + 0.5 * math.cos(math.pi * min(share, 1.0)))
+            losses.append(self.step(batch))
+            audio_s += batch["source_audio_lens"].sum().item() / self._sample_rate
+            if now - told > LOG_EVERY_S or not step:
+                loss = torch.stack(losses).mean().item()  # waits for the GPU
+                line = {
+                    "step": step + 1,
+                    "share": share,
+                    "loss": loss,
+                    "audio_s_per_s": audio_s / (time.monotonic() - began),
+                }
+                print(json.dumps({key: round(value, 4) for key, value in line.items()}), flush=True)
+                told, losses = now, []
+
+    def step(self, batch: DuplexBatch) -> Tensor:
+        """One step; the loss, in nats a piece."""
+        log_probs_BTV, frames_B = self.log_probs(batch)
+        ids = [torch.tensor(self.pieces.ids(text), dtype=torch.int64) for text in batch["source_texts"]]
+        lens_B = torch.tensor([len(row) for row in ids])
+        loss = torch.nn.functional.ctc_loss(
+            log_probs_BTV.transpose(0, 1).float(), torch.cat(ids).to(self.device), frames_B, lens_B.to(self.device),
+            blank=log_probs_BTV.shape[2] - 1, reduction="sum", zero_infinity=True,
+        ) / lens_B.sum().clamp(min=1)  # fmt: skip
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._optimizer.step()
+        return loss.detach()
+
+    def log_probs(self, batch: DuplexBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the pieces and of none [B, T, V], and the frames of each dialogue [B]."""
+        audio_BS = batch["source_audio"].to(self.device, non_blocking=True)
+        lens_B = batch["source_audio_lens"].to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            log_probs_BTV, frames_B, _ = self.model(input_signal=audio_BS, input_signal_length=lens_B)
+        return log_probs_BTV, frames_B
+
+    @torch.no_grad()
+    def word_error_rates(self, num_batches: int) -> dict[str, float]:
+        """Of each held-out set, by the likeliest piece of each frame."""
+        from itertools import islice
+
+        from nemo.collections.asr.metrics.wer import word_error_rate
+
+        self.model.eval()
+        rates = {}
+        for name, batches in self._held_out.items():
+            heard: list[str] = []
+            said: list[str] = []
+            for batch in islice(batches, num_batches):
+                log_probs_BTV, frames_B = self.log_probs(batch)
+                heard += self.written(log_probs_BTV, frames_B)
+                said += [spoken(text) for text in batch["source_texts"]]
+            rates[name] = float(word_error_rate(heard, said))
+        return rates
+
+    def written(self, log_probs_BTV: Tensor, frames_B: Tensor) -> list[str]:
+        """The likeliest piece of each frame, each once, without blanks."""
+        best_BT = log_probs_BTV.argmax(dim=2).cpu()
+        blank = log_probs_BTV.shape[2] - 1
+        rows = (row[:count].unique_consecutive() for row, count in zip(best_BT, frames_B.tolist(), strict=True))
+        return [self.pieces.text(row[row != blank].tolist()) for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
