@@ -134,6 +134,7 @@ def train_encoder(folder: Path, minutes: float, processes: int) -> None:
     """
     encoder, part = folder / "encoder.nemo", folder / "part-encoder.nemo"
     if not encoder.exists():
+        part.unlink(missing_ok=True)
         workers = f"data.train_ds.num_workers={processes}"
         recipe = ROOT / "recipes/talk/talk.yaml"
         _run("recipes/talk/train_encoder.py", recipe, part, workers, "--minutes", minutes, TALK=folder)

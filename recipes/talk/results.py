@@ -1,14 +1,19 @@
-"""What a trained model reaches, beside what it should: a table from a validation's scores.
+"""What a trained model reaches, beside what it should: a run's last checkpoint is validated, its scores are the table.
 
+    hatch run recipe:results runs/talk docs/results.md
+    hatch run recipe:results runs/talk docs/results.md trainer.precision=32-true
     hatch run recipe:results runs/talk/validations/samples/step_9000/scores.json docs/results.md
 
-`train:validate recipes/talk/talk.yaml ckpt=last trainer.limit_val_batches=null` writes such scores. Exit code 1: a
-target is missed on `heldout`, or a figure of it is not there.
+All dialogues of the held-out sets are validated, with keys of the config set as given; or a validation's scores are
+taken. Exit code 1: a target is missed on `heldout`, or a figure of it is not
+there; 2: there are no scores.
 """
 
 import argparse
 import json
+import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +82,21 @@ def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
+def validate(run: Path, overrides: Sequence[str]) -> Path:
+    """Validate the run's last checkpoint; returns the scores' file.
+
+    Raises:
+        FileNotFoundError: the folder isn't a run's.
+        subprocess.CalledProcessError: the validation has told what went wrong.
+    """
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise FileNotFoundError(f"{config}: no such file; give a run's folder, or the scores.json of a validation")
+    command = [sys.executable, "-m", "s2s_train", "validate", str(config), "ckpt=last"]
+    subprocess.run([*command, "trainer.limit_val_batches=null", *overrides], check=True)
+    return max(run.glob("validations/samples/step_*/scores.json"), key=lambda path: path.stat().st_mtime_ns)
+
+
 def read_scores(path: Path) -> dict[str, Any]:
     """The scores of a validation.
 
@@ -85,36 +105,44 @@ def read_scores(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; `hatch run train:validate CFG ckpt=last` writes scores.json")
+        raise FileNotFoundError(f"{path}: no such file; give a run's folder, or the scores.json of a validation")
     scores: dict[str, Any] = json.loads(path.read_text())
     if not isinstance(scores.get("metrics"), dict):
         raise ValueError(f"{path} has no `metrics`: give a scores.json that a validation wrote")
     return scores
 
 
-def page(scores: dict[str, Any], source: Path) -> tuple[str, bool]:
-    """The page, and whether all targets are met on `heldout`."""
+def page(scores: dict[str, Any], source: str) -> tuple[str, bool]:
+    """The page, which names the command's arguments, and whether all targets are met on `heldout`."""
     metrics = scores["metrics"]
-    datasets = [name for name in HELD_OUT if f"val_asr_bleu_{name}" in metrics]
+    figures = [*(target.figure for target in TARGETS), *BESIDE.values()]
+    datasets = [name for name in HELD_OUT if any(figure.format(ds=name) in metrics for figure in figures)]
     met = all(target.is_met(target.value(metrics, HELD_OUT[0])) for target in TARGETS)
     text = (
         "# Results of the talk recipe\n\n"
-        f"`hatch run recipe:results {source} THIS_FILE`; what the figures are: [scoring.md](scoring.md). ✗: a target "
-        "is missed.\n\n"
+        f"`hatch run recipe:results {source}`, step {scores.get('step')}; what the figures are: "
+        "[scoring.md](scoring.md). ✗: a target is missed.\n\n"
         f"{table(metrics, datasets)}\n\n"
         f"Scored with {json.dumps(scores.get('about', {}), sort_keys=True)}.\n"
     )
     return text, met
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scores", type=Path)
-    parser.add_argument("out", type=Path)
-    args = parser.parse_args()
+    parser = argparse.ArgumentParser(
+        prog="recipe:results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="a run's folder, or the scores.json of one of its validations")
+    parser.add_argument("out", type=Path, help="the page to write")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the config, when a run is validated")
+    args = parser.parse_args(arguments)
     try:
-        text, met = page(read_scores(args.scores), args.scores)
+        scores = args.run if args.run.suffix == ".json" else validate(args.run, args.overrides)
+        text, met = page(read_scores(scores), " ".join([str(args.run), str(args.out), *args.overrides]))
+    except subprocess.CalledProcessError as error:
+        print(f"results: validate ended with {error.returncode}, as told above", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"results: {error}", file=sys.stderr)
         return 2

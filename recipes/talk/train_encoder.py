@@ -41,13 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from s2s_train.config import load_config
 
+        check_out(args.out)
         cfg = load_config(args.config, args.overrides)
         pieces = Pieces(spoken(text) for text in user_texts(cfg, args.learn_from))
         trainer = EncoderTrainer(cfg, pieces)
         trainer.train(args.minutes * 60)
         for name, rate in trainer.word_error_rates(args.scored).items():
             print(json.dumps({"set": name, "wer_percent": round(100 * rate, 2)}), flush=True)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         trainer.model.save_to(str(args.out))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,6 +72,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.minutes <= 0:
         parser.error(f"--minutes is {args.minutes:g}: give it some time")
     return args
+
+
+def check_out(out: Path) -> None:
+    """Refuse a file that is there, before anything is trained; make its folder.
+
+    Raises:
+        ValueError, FileExistsError: with what to do.
+    """
+    if out.suffix != ".nemo":
+        raise ValueError(f"{out} doesn't end in .nemo, by which NeMo's files are known: name it so")
+    if out.exists():
+        raise FileExistsError(f"{out} is there already: give another name, or move it away")
+    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def user_texts(cfg: AppConfig, count: int) -> Iterator[str]:

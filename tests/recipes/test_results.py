@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from recipes.talk import results
 from recipes.talk.results import TARGETS, page, read_scores, table
+from tests.recipes.builders import fit
 
 ROOT = Path(__file__).parents[2]
 GOOD = {
@@ -21,7 +23,7 @@ GOOD = {
 
 
 def test_a_model_that_reaches_all():
-    text, met = page({"metrics": GOOD, "about": {"asr": "whisper"}}, Path("scores.json"))
+    text, met = page({"metrics": GOOD, "about": {"asr": "whisper"}}, "scores.json")
     assert met
     assert "| ASR-BLEU / its ceiling | ≥ 0.7 | 0.75 |" in text
     assert "| response latency, median s | ≤ 0.69 | 0.50 |" in text
@@ -36,14 +38,14 @@ def test_a_model_that_reaches_all():
      ("ceiling_asr_bleu_heldout", None), ("ceiling_asr_bleu_heldout", 0.0)],
 )  # fmt: skip
 def test_a_target_missed_or_not_measured(figure, value):
-    _, met = page({"metrics": GOOD | {figure: value}}, Path("scores.json"))
+    _, met = page({"metrics": GOOD | {figure: value}}, "scores.json")
     assert not met
     assert table(GOOD | {figure: value}, ["heldout"]).count("✗") == 1
 
 
 def test_without_the_set_that_counts_nothing_is_met():
     others = {name.removesuffix("heldout") + "heldout_wording": value for name, value in GOOD.items()}
-    assert not page({"metrics": others}, Path("scores.json"))[1]
+    assert not page({"metrics": others}, "scores.json")[1]
 
 
 def test_sets_stand_beside_each_other():
@@ -65,8 +67,23 @@ def test_the_command(tmp_path):
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 1
 
 
+def test_a_run_is_validated(in_talk, tmp_path):
+    fit("talk", in_talk / "llm", "whole", "trainer.max_steps=1")
+    out = Path("results.md")
+    assert results.main(["runs/whole", str(out), "data.validation_ds.batch_size=3"]) == 1, "nothing was transcribed"
+    assert "`hatch run recipe:results runs/whole results.md data.validation_ds.batch_size=3`, step 1" in out.read_text()
+    scores = json.loads(next(Path("runs/whole/validations").rglob("scores.json")).read_text())
+    text_bleu = scores["metrics"]["val_txt_bleu_heldout"]
+    assert f"| text BLEU |  | {text_bleu:.2f} |" in out.read_text()
+
+
+def test_a_folder_that_is_no_run(tmp_path, capsys):
+    assert results.main([str(tmp_path), str(tmp_path / "results.md")]) == 2
+    assert f"{tmp_path}/config.yaml: no such file; give a run's folder" in capsys.readouterr().err
+
+
 def test_what_holds_no_scores(tmp_path):
-    with pytest.raises(FileNotFoundError, match="train:validate"):
+    with pytest.raises(FileNotFoundError, match="give a run's folder"):
         read_scores(tmp_path / "scores.json")
     (tmp_path / "scores.json").write_text("{}")
     with pytest.raises(ValueError, match="has no `metrics`"):

@@ -74,6 +74,14 @@ def test_the_recipe_begins_with_its_encoder(in_talk):
         assert torch.equal(own[name], value), name
 
 
+@pytest.mark.parametrize(("name", "told"), [("a.nemo", "is there already"), ("a.pt", "doesn't end in .nemo")])
+def test_nothing_is_trained_that_could_not_be_written(name, told, tmp_path, capsys):
+    (tmp_path / "a.nemo").write_text("mine")
+    assert train_encoder.main([str(RECIPES / "talk.yaml"), str(tmp_path / name)]) == 2
+    assert told in capsys.readouterr().err
+    assert (tmp_path / "a.nemo").read_text() == "mine"
+
+
 def test_missing_data_is_told(in_talk, capsys):
     assert (
         train_encoder.main(
