@@ -45,6 +45,7 @@ from benchmarks.peer_size import (
 
 RUNS = ("cold", "warm", "uniform", "mixed")
 SHORT = {"trainer.max_steps": 5, "trainer.log_every_n_steps": 1}
+LOG_EVERY = 10  # steps
 UNSETTLED = 2  # log lines that the steady figures leave out
 SHOWN = ("audio_s_per_s", "data_wait_share", "mfu", "memory_gib", "padding_share")
 
@@ -88,7 +89,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--limit-s", type=float, default=300.0, help="end a run after so long")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the config, as fit takes them")
-    return parser.parse_args()
+    args = parser.parse_args()
+    fewest = LOG_EVERY * (UNSETTLED + 1)
+    if args.steps < fewest:
+        parser.error(f"--steps is {args.steps}: the first {fewest - LOG_EVERY} are left out, so give at least {fewest}")
+    return args
 
 
 def run(folder: Path, name: str, size: Size, args: argparse.Namespace) -> dict[str, Any]:
@@ -167,7 +172,7 @@ def config(folder: Path, data: str, size: Size, args: argparse.Namespace) -> dic
             "devices": 1,
             "precision": "bf16-true" if cuda else "32-true",
             "max_steps": args.steps,
-            "log_every_n_steps": 10,
+            "log_every_n_steps": LOG_EVERY,
             "limit_val_batches": 0,
             "num_sanity_val_steps": 0,
             "gradient_clip_val": 1.0,

@@ -5,8 +5,7 @@
     hatch run recipe:results runs/talk/validations/samples/step_9000/scores.json docs/results.md
 
 All dialogues of the held-out sets are validated, with keys of the config set as given; or a validation's scores are
-taken. Exit code 1: a target is missed on `heldout`, or a figure of it is not
-there; 2: there are no scores.
+taken. Exit code 1: a target is missed on `heldout`, or a figure of it is not there; 2: there are no scores.
 """
 
 import argparse
@@ -86,7 +85,7 @@ def validate(run: Path, overrides: Sequence[str]) -> Path:
     """Validate the run's last checkpoint; returns the scores' file.
 
     Raises:
-        FileNotFoundError: the folder isn't a run's.
+        FileNotFoundError: the folder isn't a run's, or no scores were written.
         subprocess.CalledProcessError: the validation has told what went wrong.
     """
     config = run / "config.yaml"
@@ -94,7 +93,10 @@ def validate(run: Path, overrides: Sequence[str]) -> Path:
         raise FileNotFoundError(f"{config}: no such file; give a run's folder, or the scores.json of a validation")
     command = [sys.executable, "-m", "s2s_train", "validate", str(config), "ckpt=last"]
     subprocess.run([*command, "trainer.limit_val_batches=null", *overrides], check=True)
-    return max(run.glob("validations/samples/step_*/scores.json"), key=lambda path: path.stat().st_mtime_ns)
+    written = [*run.glob("validations/samples/step_*/scores.json")]
+    if not written:
+        raise FileNotFoundError(f"{run}/validations/samples: the validation wrote no scores.json there")
+    return max(written, key=lambda path: path.stat().st_mtime_ns)
 
 
 def read_scores(path: Path) -> dict[str, Any]:

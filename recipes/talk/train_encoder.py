@@ -2,10 +2,9 @@
 
     hatch run recipe:encoder recipes/talk/talk.yaml talk/encoder.nemo --minutes 5
 
-Encoder, features, data, noise and rooms are those of the config; of the data the user's audio
-and text are read. What is written is a NeMo `EncDecCTCModel`, whose encoder is what `model.pretrained_asr` begins with:
-an encoder at random weights tells a language model so little that it learns to guess what the user says. Exit code 2:
-something is missing.
+Encoder, features, data, noise and rooms are those of the config; of the data the user's audio and text are read. What
+is written is a NeMo `EncDecCTCModel`, whose encoder is what `model.pretrained_asr` begins with: one at random weights
+tells a language model so little that it learns to guess what the user says. Exit code 2: something is missing.
 """
 
 from __future__ import annotations

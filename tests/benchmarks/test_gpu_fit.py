@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_fit import run
+from benchmarks.gpu_fit import parse, run
 from benchmarks.peer_size import SIZES
 
 ROOT = Path(__file__).parents[2]
@@ -35,3 +35,10 @@ def test_a_run_that_the_app_refuses_ends_with_its_message(tmp_path):
     args = argparse.Namespace(device="cpu", workers=1, steps=5, limit_s=170.0, set=["trainer.max_stepz=1"])
     with pytest.raises(RuntimeError, match=r"fit ended with [1-9](.|\n)*max_stepz"):
         run(tmp_path, "cold", SIZES["tiny"], args)
+
+
+def test_too_few_steps_for_a_steady_figure_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_fit", "--steps", "20"])
+    with pytest.raises(SystemExit):
+        parse()
+    assert "--steps is 20: the first 20 are left out, so give at least 30" in capsys.readouterr().err

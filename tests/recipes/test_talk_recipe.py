@@ -2,6 +2,7 @@
 
 import pytest
 
+from s2s_model.codecs import load_codec
 from s2s_train.config import load_config
 from s2s_train.free_sections import check_free_sections
 from tests.recipes.builders import RECIPES, fit, logged
@@ -17,6 +18,13 @@ def test_a_recipe_s_classes_take_its_arguments(recipe, monkeypatch):
     assert cfg.data.train_ds.input_cfg == [{"type": "lhotse_shar", "shar_path": "talk/corpus/train"}]
     assert set(cfg.data.validation_ds.datasets) == set(SETS)
     assert cfg.model.perception["encoder"]["att_context_size"] == [70, 0], "it hears nothing ahead"
+
+
+def test_the_published_codec_is_one_for_the_recipe():
+    codec = load_codec(str(RECIPES / "codec.nemo"))
+    data = load_config(RECIPES / "talk.yaml").data
+    assert (codec.frame_rate, codec.sample_rate) == (1 / data.frame_length, data.target_sample_rate)
+    assert codec.fingerprint != load_codec(str(RECIPES.parents[1] / "demo/codec.nemo")).fingerprint
 
 
 def test_another_llm_is_one_line():
