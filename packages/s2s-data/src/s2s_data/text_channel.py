@@ -5,7 +5,7 @@ frame where the turn ends, and PAD everywhere else. Shapes: ``T`` frames (80 ms)
 """
 
 import logging
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -62,19 +62,29 @@ def build_text_channel(
         limit = min(next_start, grid.num_frames)
         ids = tokenizer.text_to_ids(text)
         room = max(0, min(end, limit) - start - 1)
-        # An interrupted turn's tokens stay where they are said; those behind the interruption are cut.
-        step = max(1.0, (end - start - 1) / len(ids)) if spread and ids else 1.0
-        places = [start + 1 + int(i * step) for i in range(len(ids))]
-        kept = bisect_right(places, start + room)
+        offsets = _spread(len(ids), end - start - 1) if spread else range(len(ids))
+        kept = bisect_left(offsets, room)
         num_dropped += len(ids) - kept
         if min(end, limit) <= start:
             continue
         tokens[start] = tokenizer.bos_id
-        for place, token_id in zip(places[:kept], ids[:kept], strict=True):
-            tokens[place] = token_id
+        if spread:
+            for offset, token_id in zip(offsets[:kept], ids[:kept], strict=True):
+                tokens[start + 1 + offset] = token_id
+        else:
+            tokens[start + 1 : start + 1 + kept] = ids[:kept]
         if end < limit:
             tokens[end] = tokenizer.eos_id
     return TextChannel(torch.tensor(tokens, dtype=torch.int64), num_dropped)
+
+
+def _spread(num_tokens: int, num_frames: int) -> list[int]:
+    """Frames of tokens at equal distances; one a frame where there are more than frames.
+
+    An interrupted turn's tokens stay where they are said: those behind the interruption are cut.
+    """
+    step = max(1.0, num_frames / max(num_tokens, 1))
+    return [int(i * step) for i in range(num_tokens)]
 
 
 class TextFitLog:
