@@ -25,10 +25,12 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from s2s_data.batch import DuplexBatch
+    from s2s_parallel.training_graphs import Results
     from s2s_train.config import AppConfig
 
 PEAK_RATE, WARM_UP_STEPS, LAST_SHARE = 1e-3, 300, 0.02
 ALPHABET = "▁'" + string.ascii_lowercase  # words that the training data lack can be spelt
+STEP_FRAMES = 25  # batches are padded to lengths in steps of 2 s: few sizes, each of which is a CUDA graph
 LOG_EVERY_S = 15
 USER_ERROR = 2  # exit code, as argparse's own
 _NOT_SPOKEN = re.compile(r"[^a-z' ]+")
@@ -144,6 +146,9 @@ class EncoderTrainer:
 
         from s2s_data.loader import train_dataloader, validation_dataloaders
         from s2s_data.words import WordTokenizer
+        from s2s_model.perception.nemo import speed_up
+        from s2s_parallel.compiled import compile_in_training
+        from s2s_parallel.training_graphs import TrainingGraphs
 
         torch.manual_seed(cfg.seed or 0)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -161,6 +166,13 @@ class EncoderTrainer:
             "vocabulary": labels,
         }
         self.model = EncDecCTCModel(OmegaConf.create(config)).to(self.device)
+        encoder = self.model.encoder
+        speed_up(encoder)
+        if self.device.type == "cuda":  # on a CPU compiling takes longer than it saves
+            for block in (encoder.pre_encode, *encoder.layers):
+                compile_in_training(block)
+        self._features_of_step = STEP_FRAMES * encoder.subsampling_factor
+        self._recognise = TrainingGraphs(self._encode, self.model)
         self._sample_rate = cfg.data.source_sample_rate
         cfg.data.train_ds.load_target_audio = cfg.data.validation_ds.load_target_audio = False
         self._batches = train_dataloader(cfg.data, WordTokenizer())
@@ -198,6 +210,7 @@ class EncoderTrainer:
 
     def step(self, batch: DuplexBatch) -> Tensor:
         """One step; the loss, in nats a piece."""
+        self._optimizer.zero_grad(set_to_none=True)  # now: gradients that are there would be moved before a replay
         log_probs_BTV, frames_B = self.log_probs(batch)
         ids = [torch.tensor(self.pieces.ids(text), dtype=torch.int64) for text in batch["source_texts"]]
         lens_B = torch.tensor([len(row) for row in ids])
@@ -205,7 +218,6 @@ class EncoderTrainer:
             log_probs_BTV.transpose(0, 1).float(), torch.cat(ids).to(self.device), frames_B, lens_B.to(self.device),
             blank=log_probs_BTV.shape[2] - 1, reduction="sum", zero_infinity=True,
         ) / lens_B.sum().clamp(min=1)  # fmt: skip
-        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
@@ -213,11 +225,24 @@ class EncoderTrainer:
 
     def log_probs(self, batch: DuplexBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the pieces and of none [B, T, V], and the frames of each dialogue [B]."""
+        from s2s_model.perception.adapters import unchecked
+
         audio_BS = batch["source_audio"].to(self.device, non_blocking=True)
         lens_B = batch["source_audio_lens"].to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            log_probs_BTV, frames_B, _ = self.model(input_signal=audio_BS, input_signal_length=lens_B)
-        return log_probs_BTV, frames_B
+        with unchecked(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            features_BFT, features_B = self.model.preprocessor(input_signal=audio_BS, length=lens_B)
+            if self.model.spec_augmentation is not None and self.model.training:
+                features_BFT = self.model.spec_augmentation(input_spec=features_BFT, length=features_B)
+            # A causal encoder makes its first vector of the first feature alone.
+            missing = -(features_BFT.shape[2] - 1) % self._features_of_step
+            results = self._recognise(torch.nn.functional.pad(features_BFT, (0, missing)), features_B)
+        return results.differentiable[0], results.others[0]
+
+    def _encode(self, features_BFT: Tensor, features_B: Tensor) -> Results:
+        from s2s_parallel.training_graphs import Results
+
+        encoded_BCT, frames_B = self.model.encoder(audio_signal=features_BFT, length=features_B)
+        return Results((self.model.decoder(encoder_output=encoded_BCT),), (frames_B,))
 
     @torch.no_grad()
     def word_error_rates(self, num_batches: int) -> dict[str, float]:
