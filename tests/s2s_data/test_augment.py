@@ -18,6 +18,7 @@ from s2s_data import DataError, FrameGrid, Turn
 from s2s_data.augment.chain import Augmentations, build_augmentations
 from s2s_data.augment.config import AugmentConfig
 from s2s_data.augment.frames import frame_start
+from s2s_data.batch import TimedWords
 from s2s_data.dialogue import Dialogue, FloatArray, IntArray
 from s2s_data.errors import UnreadableCutError
 from tests.s2s_data.builders import SOURCE_RATE_HZ, TARGET_RATE_HZ
@@ -321,6 +322,28 @@ def test_defect_5_speed_changes_both_channels_and_the_turns(factor: float) -> No
     assert [turn.duration_s for turn in changed.turns] == pytest.approx([0.4 / factor, 0.8 / factor])
     assert changed.grid == FrameGrid.of(changed.duration_s, FRAME_S, SOURCE_RATE_HZ)
     assert changed.codes_TK is None
+
+
+def with_times(dialogue: Dialogue) -> Dialogue:
+    """The user's first turn has times of its words."""
+    words = (TimedWords("what is two", 0.08, 0.24), TimedWords("and two", 0.48, 0.32))
+    return replace(dialogue, turns=(dialogue.turns[0]._replace(words=words), *dialogue.turns[1:]))
+
+
+def test_words_times_go_with_their_turn() -> None:
+    told = with_times(sounding())
+    (before, *_) = told.turns
+    (faster, *_) = augmentations({"speed": {"factor_min": 1.25, "factor_max": 1.25}})(told, 0).turns
+    assert [words.text for words in faster.words] == ["what is two", "and two"]
+    assert [words.start_s for words in faster.words] == pytest.approx([0.064, 0.384])
+    assert [words.duration_s for words in faster.words] == pytest.approx([0.192, 0.256])
+    for seed in range(3):  # times are from the turn's start: where it moves, they move
+        (moved, *_) = augmentations({"random_silence": {}})(told, seed).turns
+        assert moved.words == before.words
+    swapped = augmentations({"role_swap": {}})(told, 0)
+    assert (swapped.turns[0].role, swapped.turns[0].words) == ("agent", before.words)
+    cut_short = with_times(replace(told, turns=(TURNS[1], TURNS[2])))
+    assert augmentations({"early_interruption": {}})(cut_short, 0).turns[0].words == ()
 
 
 def test_speed_one_keeps_the_codes() -> None:

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import MonoCut, Recording
 from lhotse.cut import Cut
+from lhotse.supervision import AlignmentItem
 
 from s2s_data import DataError, read_blend, validation_dataloaders
 from s2s_data.audio import load_audio
 from s2s_data.blend import parse_blend
 from s2s_data.converters import CONVERTERS, QuestionAnswerToDuplex, ReverseRole
+from s2s_data.roles import Roles
 from tests.s2s_data.builders import (
     SOURCE_RATE_HZ,
     TARGET_RATE_HZ,
@@ -197,6 +199,20 @@ def test_turns_of_question_and_answer_move_with_their_audio() -> None:
         ("agent", pytest.approx(1.32), 0.2, "sir"),
     ]
     assert cut.duration == pytest.approx(2.4)  # 0.72 + 1.6 + a frame
+
+
+def test_words_times_stay_with_their_turns() -> None:
+    cut = dialogue("qa")
+    for turn in cut.supervisions:
+        turn.alignment = {"word": [AlignmentItem(turn.text, turn.start + 0.16, 0.4)]}
+    before = cut.to_dict()
+    roles = Roles.of(["user"], ["agent"])
+    for made in (convert(REVERSE, cut), convert(QUESTION_ANSWER, cut, lead_in_s=0.16)):
+        for turn in roles.turns(made):
+            ((text, *times_s),) = turn.words
+            assert text == turn.text
+            assert times_s == pytest.approx([0.16, 0.4])
+    assert cut.to_dict() == before
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

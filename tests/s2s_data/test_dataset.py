@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 from lhotse import CutSet, MonoCut, MultiCut, Recording
+from lhotse.supervision import AlignmentItem
 
 from s2s_data import DataError, DuplexDataset, Turn, UnreadableCutError, read_blend
 from s2s_data.audio import load_audio
@@ -46,6 +47,52 @@ def test_the_users_text_alone_is_spread_where_the_config_says_so() -> None:
     assert spread["source_tokens"][0, :11].tolist() == [bos, what, pad, pad, is_, pad, pad, two, pad, pad, eos]
     assert plain["source_tokens"][0, :11].tolist() == [bos, what, is_, two, *[pad] * 6, eos]
     assert torch.equal(spread["target_tokens"], plain["target_tokens"])
+
+
+def with_words(cut_id: str, *items: AlignmentItem) -> MonoCut:
+    """Return a dialogue whose user's turn, "what is two", has times of words."""
+    cut = dialogue(cut_id)
+    cut.supervisions[0].alignment = {"word": list(items)}
+    return cut
+
+
+TIMED = (AlignmentItem("what is", 0.0, 0.16), AlignmentItem(" ", 0.16, 0.4), AlignmentItem("two", 0.56, 0.24))
+
+
+@pytest.mark.parametrize("change", ["none", "truncated", "faster"])
+def test_words_times_are_those_of_the_recording_whatever_lhotse_does_to_the_cut(change: str) -> None:
+    cut = with_words("cut", *TIMED)
+    if change == "truncated":
+        cut = cut.truncate(offset=0.08)
+    elif change == "faster":
+        cut = cut.perturb_speed(2.0)
+    (turn, _) = DuplexDataset(TOKENIZER).dialogue(cut).turns
+    start_s, factor = {"none": (0.0, 1), "truncated": (-0.08, 1), "faster": (0.0, 0.5)}[change]
+    assert turn.start_s == pytest.approx(start_s)
+    assert [words.text for words in turn.words] == ["what is", "two"]
+    times_s = [(words.start_s, words.duration_s) for words in turn.words]
+    assert times_s == [pytest.approx((0.0, 0.16 * factor)), pytest.approx((0.56 * factor, 0.24 * factor))]
+
+
+def test_spread_text_stands_where_its_words_are_said_and_a_batch_has_no_times() -> None:
+    cut = with_words("c", *TIMED)
+    plain, spread = (DuplexDataset(TOKENIZER, spread_source_text=key)[[cut]] for key in (False, True))
+    pad, bos, eos = TOKENIZER.pad_id, TOKENIZER.bos_id, TOKENIZER.eos_id
+    what, is_, two = TOKENIZER.text_to_ids("what is two")
+    assert spread["source_tokens"][0, :11].tolist() == [bos, what, is_, *[pad] * 4, two, pad, pad, eos]
+    assert torch.equal(plain["source_tokens"], DuplexDataset(TOKENIZER)[[dialogue("c")]]["source_tokens"])
+    assert spread["turns"] == plain["turns"] == DuplexDataset(TOKENIZER)[[dialogue("c")]]["turns"]
+
+
+def test_words_that_are_not_the_texts_are_told_with_the_cut(caplog: pytest.LogCaptureFixture) -> None:
+    DuplexDataset(TOKENIZER)[[with_words("not-spread", *TIMED[1:])]]
+    assert not caplog.records
+    dataset = DuplexDataset(TOKENIZER, spread_source_text=True)
+    for number in range(11):
+        dataset[[with_words(f"cut-{number}", *TIMED[1:]), with_words("fine", *TIMED)]]
+    told = [record.getMessage() for record in caplog.records]
+    assert ["1 turns in 1 dialogues" in told[0], "10 turns in 10 dialogues" in told[1], len(told)] == [True, True, 2]
+    assert told[1].endswith("cut cut-9: align its text anew, or take the alignment 'word' off its supervisions")
 
 
 def with_value(cut_id: str, value: object) -> MonoCut:

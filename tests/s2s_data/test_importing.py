@@ -73,6 +73,9 @@ def test_moshi_layout_becomes_dialogues(tmp_path: Path, capsys: pytest.CaptureFi
         ("agent", 1.0, 1.3, "It is"),
         ("agent", 2.2, 2.6, "Four."),  # 0.9 s later: a turn of its own
     ]
+    items = [item for turn in cut.supervisions for item in turn.alignment["word"]]
+    times = [[item.symbol, [item.start, round(item.end, 6)]] for item in items]
+    assert times == [[str(word).strip(), at] for word, at, _ in WORDS]
     assert cut.recording.sampling_rate == 16000
     assert cut.target_audio.sampling_rate == 22050
     assert pitch(cut.load_audio(), 16000) == pytest.approx(200, abs=1)

@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 import soundfile
 from lhotse import CutSet
+from lhotse.shar import SharWriter
 
-from s2s_data import check_shar
+from s2s_data import DuplexDataset, check_shar
 from s2s_data.cli import main
 from s2s_data.demo import Voice
 from s2s_data.errors import DataError
 from s2s_data.roles import Roles
 from s2s_data.talk import FRAMES, SKILLS, TalkConfig, ask, build_talk_corpus, dialogue, split_cases
-from s2s_data.talk.corpus import lay_out, splits
+from s2s_data.talk.corpus import FIELDS, lay_out, render, splits
 from s2s_data.talk.numbers import spoken
 from s2s_data.talk.rooms import noise, room
 from s2s_data.talk.skills import MISHEARD
 from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
+from tests.s2s_data.builders import WordTokenizer
 
 TRAINING, CASES, WORDINGS = split_cases(seed=0)
 # CI has no flite: every speaker is Pico's, which pip brings.
@@ -197,11 +199,37 @@ def test_a_corpus_that_training_can_use(tmp_path):
             for turn in agent:
                 if turn.custom:
                     assert turn.custom["value"].lower() in turn.text.lower()
+                assert turn.alignment is None
             assert cut.load_audio().shape[1] * 22050 == cut.load_target_audio().shape[1] * 16000
     for name in ("noise", "rooms"):
         assert len(list((tmp_path / "talk" / name).iterdir())) >= 24
     with pytest.raises(FileExistsError, match="corpus is there already"):
         build_talk_corpus(tmp_path / "talk", SMALL)
+
+
+def test_pauses_have_their_times(tmp_path, capsys):
+    """From the plan to the text channel, by way of a Shar."""
+    voice = SMALL.user_voices[0]
+    talk = next(talk for talk in some(TRAINING, 50, pause_share=1.0) if list(talk.pauses) == [0])
+    (pause,) = talk.pauses.values()
+    (tmp_path / "shar").mkdir()
+    with SharWriter(str(tmp_path / "shar"), FIELDS) as writer:
+        writer.write(render(talk, SMALL, voice, tmp_path))
+    (cut,) = CutSet.from_shar(in_dir=str(tmp_path / "shar"))
+    question, *others = cut.supervisions
+    assert [turn.alignment for turn in others] == [None] * len(others)
+    before, behind = question.alignment["word"]
+    assert f"{before.symbol} {behind.symbol}" == question.text == talk.exchanges[0].question
+    assert len(before.symbol.split()) == pause.after_words
+    assert (before.start, round(behind.end, 2)) == (question.start, round(question.end, 2))
+    assert behind.start - before.end == pytest.approx(pause.num_frames * 0.08)
+    assert not cut.load_audio()[0, round(before.end * 16000) : round(behind.start * 16000)].any()
+    assert not check_shar(str(tmp_path / "shar"), Roles.of(["user"], ["agent"]))[1]
+    assert main(["show", str(tmp_path / "shar")]) == 0
+    assert question.text in capsys.readouterr().out
+    batch = DuplexDataset(WordTokenizer(), spread_source_text=True)[[cut]]
+    first_behind = WordTokenizer().text_to_ids(behind.symbol)[0]
+    assert batch["source_tokens"][0, round(behind.start / 0.08)] == first_behind
 
 
 def test_a_corpus_that_broke_off_goes_on(tmp_path):

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import CutSet, MonoCut, SupervisionSegment
 
-from s2s_data import DataError, DuplexDataset, FrameGrid, Turn, build_text_channel
-from s2s_data.text_channel import TextFitLog
+from s2s_data import DataError, DuplexDataset, FrameGrid, TextChannel, Turn, build_text_channel
+from s2s_data.batch import TimedWords
+from s2s_data.text_channel import TOO_LONG, TextFitLog
 from tests.s2s_data.builders import TurnSpec, WordTokenizer, dialogue, dialogues
 
 TOKENIZER = WordTokenizer()
@@ -22,8 +23,8 @@ RATE_HZ = 16000
 def channel(num_frames: int, *turns: tuple[int, int, str], spread: bool = False) -> tuple[list[int], int]:
     """Place turns that are given in frames: start, end, text."""
     made = [Turn("agent", start * FRAME_S, (end - start) * FRAME_S, text) for start, end, text in turns]
-    tokens_T, num_dropped = build_text_channel(made, FrameGrid(num_frames, FRAME_S, RATE_HZ), TOKENIZER, spread=spread)
-    return tokens_T.tolist(), num_dropped
+    made_channel = build_text_channel(made, FrameGrid(num_frames, FRAME_S, RATE_HZ), TOKENIZER, spread=spread)
+    return made_channel.tokens_T.tolist(), made_channel.num_dropped_tokens
 
 
 def ids(text: str) -> list[int]:
@@ -71,6 +72,84 @@ def test_spread_text_is_cut_where_the_next_turn_interrupts_it() -> None:
     a, b, x = ids("a b x")
     tokens = [BOS, a, PAD, b, BOS, x, PAD, EOS]
     assert channel(8, (0, 7, "a b c"), (4, 7, "x"), spread=True) == (tokens, 1)
+
+
+# text of a span of words, the frames of the dialogue from which and to which it lasts
+Span = tuple[str, int, int]
+
+
+def timed(num_frames: int, *turns: tuple[int, int, str, list[Span]], tokenizer: Any = TOKENIZER) -> TextChannel:
+    """Spread turns that are given in frames: start, end, text, spans of words."""
+    made = [
+        Turn(
+            "user", start * FRAME_S, (end - start) * FRAME_S, text,
+            words=tuple(TimedWords(said, (at - start) * FRAME_S, (to - at) * FRAME_S) for said, at, to in spans),
+        )
+        for start, end, text, spans in turns
+    ]  # fmt: skip
+    return build_text_channel(made, FrameGrid(num_frames, FRAME_S, RATE_HZ), tokenizer, spread=True)
+
+
+def placed(num_frames: int, **frames: int) -> list[int]:
+    """The channel in which each word, BOS and EOS stand at the given frames."""
+    tokens = [PAD] * num_frames
+    for name, frame in frames.items():
+        tokens[frame] = {"bos": BOS, "eos": EOS}.get(name) or ids(name)[0]
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ([("a b", 1, 5), ("c d", 13, 17)], {"a": 2, "b": 3, "c": 13, "d": 15}),  # a pause between them; BOS is at 1
+        ([("a", 3, 4), ("b", 3, 4), ("c d", 3, 4)], {"a": 3, "b": 4, "c": 5, "d": 6}),  # one a frame, in their order
+        ([("a", 5, 7), ("b c d", 1, 5)], {"a": 5, "b": 6, "c": 7, "d": 8}),  # times that go back
+        ([("a", 0, 2), ("b", 2, 17), ("c d", 18, 30)], {"a": 2, "b": 3, "c": 15, "d": 16}),  # before and behind it
+    ],
+)
+def test_words_with_times_stand_where_they_are_said(spans: list[Span], expected: dict[str, int]) -> None:
+    tokens_T, *counts = timed(20, (1, 17, "a b c d", spans))
+    assert tokens_T.tolist() == placed(20, bos=1, eos=17, **expected)
+    assert counts == [0, 0]
+
+
+def test_words_said_behind_an_interruption_are_cut() -> None:
+    tokens_T, *counts = timed(20, (1, 17, "a b c d", [("a b", 1, 5), ("c d", 13, 17)]), (14, 18, "x", []))
+    assert tokens_T.tolist() == placed(20, bos=1, a=2, b=3, c=13)[:14] + placed(20, bos=14, x=15, eos=18)[14:]
+    assert counts == [1, 0]
+
+
+def test_words_that_are_not_the_texts_spread_it_evenly_and_are_counted() -> None:
+    without = timed(20, (1, 17, "a b c d", []))
+    for spans in ([("a b", 1, 5), ("c", 13, 17)], [("a b c d e", 13, 17)]):
+        tokens_T, *counts = timed(20, (1, 17, "a b c d", spans), (18, 19, "", []))
+        assert tokens_T[:18].tolist() == without.tokens_T[:18].tolist()
+        assert counts == [0, 1]
+
+
+@given(
+    words=st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(-3, 25), st.integers(0, 9)), max_size=9),
+    start=st.integers(0, 8), length=st.integers(0, 14),
+)  # fmt: skip
+def test_times_move_tokens_and_lose_none(words: list[tuple[str, int, int]], start: int, length: int) -> None:
+    text = " ".join(word for word, _, _ in words)
+    tokens_T, *counts = timed(24, (start, start + length, text, [(word, at, at + size) for word, at, size in words]))
+    plain, num_dropped = channel(24, (start, start + length, text))
+    assert [token for token in tokens_T.tolist() if token != PAD] == [token for token in plain if token != PAD]
+    assert counts == [num_dropped, 0]
+
+
+class MergingTokenizer(WordTokenizer):
+    """A whole text is two tokens, fewer than its beginning."""
+
+    def text_to_ids(self, text: str) -> list[int]:
+        return [7, 8] if text == "a b c d" else super().text_to_ids(text)
+
+
+def test_a_tokenizer_may_merge_words() -> None:
+    tokens_T, *counts = timed(20, (1, 17, "a b c d", [("a b c", 5, 9), ("d", 13, 17)]), tokenizer=MergingTokenizer())
+    assert tokens_T.tolist() == [PAD, BOS, PAD, PAD, PAD, 7, PAD, 8, *[PAD] * 9, EOS, PAD, PAD]
+    assert counts == [0, 0]
 
 
 def test_eos_gives_way_to_the_bos_of_the_next_turn() -> None:
@@ -128,9 +207,9 @@ def test_equals_nemo_on_well_formed_turns(nemo: Any, cut: MonoCut) -> None:
         expected = nemo.build_token_channel(cut, NemoTokenizer(), FRAME_S, {role}, pad_id=PAD)
         turns = [Turn(role, s.start, s.duration, s.text) for s in cut.supervisions if s.speaker == role]
         grid = FrameGrid.of(cut.duration, FRAME_S, cut.sampling_rate)
-        made, num_dropped = build_text_channel(turns, grid, TOKENIZER)
-        assert made.tolist() == expected.tolist()
-        assert num_dropped == 0
+        made = build_text_channel(turns, grid, TOKENIZER)
+        assert made.tokens_T.tolist() == expected.tolist()
+        assert made.num_dropped_tokens == 0
 
 
 def test_batch_equals_nemos(nemo: Any) -> None:
@@ -157,7 +236,7 @@ def test_defect_06_nemo_runs_past_eos(nemo: Any) -> None:
 
 
 def test_cut_text_is_told_at_1_10_100_dialogues(caplog: pytest.LogCaptureFixture) -> None:
-    log = TextFitLog()
+    log = TextFitLog(TOO_LONG)
     for number in range(250):
         log.add(f"cut-{number}", 2)
         log.add("fine", 0)

@@ -10,6 +10,14 @@ import torch
 from torch import Tensor
 
 
+class TimedWords(NamedTuple):
+    """One or several words of a turn, and when they are said."""
+
+    text: str
+    start_s: float  # from the turn's start, so that it holds wherever the turn is moved
+    duration_s: float
+
+
 class Turn(NamedTuple):
     """One turn of a dialogue; a tuple, which Lightning and pinned memory can take apart and remake."""
 
@@ -18,6 +26,7 @@ class Turn(NamedTuple):
     duration_s: float
     text: str
     value: str | None = None  # what the agent's answer must contain; None: not known
+    words: tuple[TimedWords, ...] = ()  # all of its text's, in their order; none: not known, and none in a batch
 
     @property
     def end_s(self) -> float:

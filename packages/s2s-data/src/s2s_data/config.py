@@ -127,7 +127,8 @@ class DataConfig:
     # Speaker names of the agent's turns.
     output_roles: list[str] = field(default_factory=lambda: ["agent"])
     # Spread the tokens of a user's turn over it, about where they are said, instead of one a frame from its start: for
-    # model.predict_user_text, which can't write what it hasn't heard yet.
+    # model.predict_user_text, which can't write what it hasn't heard yet. Words' times (alignment["word"] of lhotse's
+    # supervisions) tell where, where there are some.
     spread_source_text: bool = False
     # What is trained on.
     train_ds: TrainDataConfig = field(default_factory=TrainDataConfig)

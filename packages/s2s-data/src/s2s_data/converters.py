@@ -204,7 +204,7 @@ class QuestionAnswerToDuplex:
     ) -> list[SupervisionSegment]:
         """Return a side's turns, ``offset_s`` later; the whole audio as one turn where there are none."""
         if turns:
-            return [fastcopy(turn, start=turn.start + offset_s, speaker=speaker) for turn in turns]
+            return [_moved(turn, offset_s, speaker) for turn in turns]
         text = _custom(cut).get(field)
         if not isinstance(text, str):
             raise UnreadableCutError(
@@ -267,6 +267,12 @@ def _turn(cut: Cut, name: str, start_s: float, end_s: float, text: str, speaker:
     return SupervisionSegment(
         f"{cut.id}-{name}", cut.id, start_s, duration=round(end_s - start_s, 9), text=text, speaker=speaker
     )
+
+
+def _moved(turn: SupervisionSegment, offset_s: float, speaker: str) -> SupervisionSegment:
+    """Return the turn ``offset_s`` later; lhotse's own ``with_offset`` leaves alignments where they are."""
+    alignment = {kind: [item.with_offset(offset_s) for item in items] for kind, items in (turn.alignment or {}).items()}
+    return fastcopy(turn, start=turn.start + offset_s, speaker=speaker, alignment=alignment or None)
 
 
 def _lower(names: Sequence[str]) -> set[str]:

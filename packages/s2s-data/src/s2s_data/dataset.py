@@ -20,7 +20,7 @@ from s2s_data.errors import DataError, UnreadableCutError
 from s2s_data.roles import AGENT, USER, Roles, clean_text
 from s2s_data.shar import RECORDING, TARGET_AUDIO, TARGET_CODES
 from s2s_data.stored_codes import check_fingerprint, load_codes, pad_codes
-from s2s_data.text_channel import FrameGrid, TextChannel, TextFitLog, build_text_channel
+from s2s_data.text_channel import MISTIMED, TOO_LONG, FrameGrid, TextChannel, TextFitLog, build_text_channel
 from s2s_data.tokenizer import TextTokenizer, check_special_ids
 
 
@@ -50,7 +50,8 @@ class DuplexDataset(Dataset[DuplexBatch]):
     input_roles, output_roles
         Speaker names of the user's and the agent's turns.
     spread_source_text
-        Spread the tokens of a user's turn over it, instead of one a frame from its start.
+        Spread the tokens of a user's turn over it, by the times of its words where it has them, instead of one a
+        frame from its start.
     load_target_audio
         Load the agent's audio even if its codes are stored.
     codec_fingerprint
@@ -85,7 +86,8 @@ class DuplexDataset(Dataset[DuplexBatch]):
         self.spread_source_text = spread_source_text
         self.load_target_audio = load_target_audio
         self.codec_fingerprint = codec_fingerprint
-        self._text_fit = TextFitLog()
+        self._too_long = TextFitLog(TOO_LONG)
+        self._mistimed = TextFitLog(MISTIMED)
 
     def __getitem__(self, cuts: Iterable[Cut]) -> DuplexBatch:
         """Load ``cuts`` into one batch.
@@ -149,8 +151,9 @@ class DuplexDataset(Dataset[DuplexBatch]):
         """
         target = [self._text_channel(dialogue, AGENT) for dialogue in dialogues]
         source = [self._text_channel(dialogue, USER) for dialogue in dialogues]
-        for dialogue, channel in zip(dialogues, target, strict=True):
-            self._text_fit.add(dialogue.cut_id, channel.num_dropped_tokens)
+        for dialogue, agent, user in zip(dialogues, target, source, strict=True):
+            self._too_long.add(dialogue.cut_id, agent.num_dropped_tokens)
+            self._mistimed.add(dialogue.cut_id, user.num_mistimed_turns)
         rows = rows or Rows(None, None)
         source_audio_BS, source_audio_lens_B = pad_rows([dialogue.source_S for dialogue in dialogues], rows.source_BS)
         target_tokens_BT, target_token_lens_B = self._pad_tokens(target)
@@ -165,7 +168,7 @@ class DuplexDataset(Dataset[DuplexBatch]):
             target_texts=[_joined(dialogue, AGENT) for dialogue in dialogues],
             source_texts=[_joined(dialogue, USER) for dialogue in dialogues],
             cut_ids=[dialogue.cut_id for dialogue in dialogues],
-            turns=[list(dialogue.turns) for dialogue in dialogues],
+            turns=[[_without_words(turn) for turn in dialogue.turns] for dialogue in dialogues],
             num_dropped_tokens=torch.tensor([item.num_dropped_tokens for item in target], dtype=torch.int64),
         )
         _add_target(batch, dialogues, rows.target_BR)
@@ -213,6 +216,11 @@ def _add_target(batch: DuplexBatch, dialogues: Sequence[Dialogue], target_BR: Te
 
 def _turns(dialogue: Dialogue, role: str) -> list[Turn]:
     return [turn for turn in dialogue.turns if turn.role == role]
+
+
+def _without_words(turn: Turn) -> Turn:
+    # Workers' queues, pinned memory and Lightning handle a batch's tuples item by item.
+    return turn._replace(words=()) if turn.words else turn
 
 
 def _joined(dialogue: Dialogue, role: str) -> str:

@@ -9,12 +9,13 @@ from lhotse import SupervisionSegment
 from lhotse.cut import Cut
 
 from s2s_data.audio import place_of
-from s2s_data.batch import Turn
+from s2s_data.batch import TimedWords, Turn
 from s2s_data.errors import DataError, UnreadableCutError
 
 USER = "user"
 AGENT = "agent"
 VALUE = "value"  # the custom field of an agent's supervision that tells what its answer must contain
+WORD = "word"  # the kind of a supervision's alignment whose items are words
 
 # Some corpora keep word times in the text ("<|3|> how <|5|>"); NeMo strips them, and so do we.
 _TIMESTAMP = re.compile(r"<\|\d+\|>")
@@ -45,6 +46,8 @@ class Roles:
     def turns(self, cut: Cut) -> list[Turn]:
         """Return the turns of ``cut`` by their start, with clean text; other speakers are left out.
 
+        The times of their words are those of the alignment ``word``, whose items without a symbol are silences.
+
         Raises :class:`UnreadableCutError` for an agent's custom field ``value`` that isn't a text.
         """
         turns = []
@@ -57,13 +60,22 @@ class Roles:
                 continue
             text = clean_text(supervision.text or "")
             value = _value(supervision, cut) if role == AGENT else None
-            turns.append(Turn(role, float(supervision.start), float(supervision.duration), text, value))
+            words = _words(supervision, cut) if supervision.alignment else ()
+            turns.append(Turn(role, float(supervision.start), float(supervision.duration), text, value, words))
         return sorted(turns, key=lambda turn: turn.start_s)
 
 
 def clean_text(text: str) -> str:
     """Strip ``<|12|>`` timestamps and superfluous white space."""
     return _SPACES.sub(" ", _TIMESTAMP.sub("", text)).strip()
+
+
+def _words(supervision: SupervisionSegment, cut: Cut) -> tuple[TimedWords, ...]:
+    """Return the words from the turn's start; lhotse times them from the recording's start, not from the cut's."""
+    begun_s = float(cut.start + supervision.start)
+    items = (supervision.alignment or {}).get(WORD, ())
+    words = (TimedWords(clean_text(item.symbol), item.start - begun_s, float(item.duration)) for item in items)
+    return tuple(word for word in words if word.text)
 
 
 def _value(supervision: SupervisionSegment, cut: Cut) -> str | None:

@@ -42,6 +42,7 @@ class TextChannel(NamedTuple):
 
     tokens_T: Tensor  # [T] int64
     num_dropped_tokens: int  # text tokens that found no frame before their turn's end
+    num_mistimed_turns: int = 0  # turns to be spread whose words with times aren't as many as their text's
 
 
 def build_text_channel(
@@ -52,17 +53,25 @@ def build_text_channel(
     A turn lasts until its EOS, the speaker's next turn, or the dialogue's end, whichever is first; text that
     needs more frames is cut there and counted. A turn of no frame is left out (its text is counted too). A
     turn that the dialogue's end or the next turn interrupts has no EOS. With ``spread`` a turn's tokens stand at
-    equal distances from its start to its end, about where they are said.
+    equal distances from its start to its end, about where they are said; where its words have times, those of each
+    span of them from its start to its end.
     """
     tokens = [tokenizer.pad_id] * grid.num_frames  # a list: a tensor's slices cost more than all the rest here
-    num_dropped = 0
-    spans = sorted((grid.frame_at(turn.start_s), grid.frame_at(turn.end_s), turn.text) for turn in turns)
-    next_starts = [*(start for start, _, _ in spans), grid.num_frames][1:]
-    for (start, end, text), next_start in zip(spans, next_starts, strict=True):
+    num_dropped = num_mistimed = 0
+    spans = sorted(
+        (grid.frame_at(turn.start_s), grid.frame_at(turn.end_s), turn.text, i) for i, turn in enumerate(turns)
+    )
+    next_starts = [*(start for start, _, _, _ in spans), grid.num_frames][1:]
+    for (start, end, text, i), next_start in zip(spans, next_starts, strict=True):
         limit = min(next_start, grid.num_frames)
         ids = tokenizer.text_to_ids(text)
         room = max(0, min(end, limit) - start - 1)
-        offsets = _spread(len(ids), end - start - 1) if spread else range(len(ids))
+        offsets: Sequence[int] = range(len(ids))
+        if spread:
+            timed = _has_times(turns[i])
+            num_mistimed += len(turns[i].words) > 0 and not timed
+            num_frames = end - start - 1
+            offsets = _said(turns[i], len(ids), num_frames, grid, tokenizer) if timed else _spread(len(ids), num_frames)
         kept = bisect_left(offsets, room)
         num_dropped += len(ids) - kept
         if min(end, limit) <= start:
@@ -75,7 +84,7 @@ def build_text_channel(
             tokens[start + 1 : start + 1 + kept] = ids[:kept]
         if end < limit:
             tokens[end] = tokenizer.eos_id
-    return TextChannel(torch.tensor(tokens, dtype=torch.int64), num_dropped)
+    return TextChannel(torch.tensor(tokens, dtype=torch.int64), num_dropped, num_mistimed)
 
 
 def _spread(num_tokens: int, num_frames: int) -> list[int]:
@@ -87,23 +96,53 @@ def _spread(num_tokens: int, num_frames: int) -> list[int]:
     return [int(i * step) for i in range(num_tokens)]
 
 
+def _has_times(turn: Turn) -> bool:
+    """Whether the turn's words with times are as many as its text's."""
+    return len(turn.words) > 0 and sum(len(span.text.split()) for span in turn.words) == len(turn.text.split())
+
+
+def _said(turn: Turn, num_tokens: int, num_frames: int, grid: FrameGrid, tokenizer: TextTokenizer) -> list[int]:
+    """Frames of tokens from where each span of words starts, evenly over it.
+
+    Never before the token before, and early enough for all that follow it in the turn's ``num_frames``. The tokens of
+    the first words are as many as those of a text of these words alone: about right, where a tokenizer merges words.
+    """
+    first_frame = grid.frame_at(turn.start_s) + 1
+    words = turn.text.split()
+    num_words = 0
+    offsets: list[int] = []
+    for span in turn.words:
+        num_words += len(span.text.split())
+        text = " ".join(words[:num_words])
+        num_said = min(len(tokenizer.text_to_ids(text)), num_tokens) if num_words < len(words) else num_tokens
+        start_s = turn.start_s + span.start_s
+        start = max(grid.frame_at(start_s) - first_frame, offsets[-1] + 1 if offsets else 0)
+        end = grid.frame_at(start_s + span.duration_s) - first_frame
+        offsets += [start + offset for offset in _spread(max(0, num_said - len(offsets)), end - start)]
+    return [max(i, min(offset, num_frames - num_tokens + i)) for i, offset in enumerate(offsets)]
+
+
+TOO_LONG = "text longer than its turn: %d tokens cut in %d dialogues so far, the last is cut %s"
+MISTIMED = (
+    "words with times aren't as many as the text's: %d turns in %d dialogues so far are spread evenly, the last is "
+    "cut %s: align its text anew, or take the alignment 'word' off its supervisions"
+)
+
+
 class TextFitLog:
-    """Counts the dialogues whose text had to be cut, and says so in one line at 1, 10, 100, … of them."""
+    """Counts the dialogues in which something doesn't fit, and says so in one line at 1, 10, 100, … of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, message: str) -> None:
+        """``message`` takes the number of misfits, that of dialogues, and a cut's id."""
+        self.message = message
         self.num_cuts = 0
-        self.num_tokens = 0
+        self.num_misfits = 0
 
-    def add(self, cut_id: str, num_dropped_tokens: int) -> None:
+    def add(self, cut_id: str, num_misfits: int) -> None:
         """Count one dialogue."""
-        if num_dropped_tokens == 0:
+        if num_misfits == 0:
             return
         self.num_cuts += 1
-        self.num_tokens += num_dropped_tokens
+        self.num_misfits += num_misfits
         if 10 ** (len(str(self.num_cuts)) - 1) == self.num_cuts:
-            logger.warning(
-                "text longer than its turn: %d tokens cut in %d dialogues so far, the last is cut %s",
-                self.num_tokens,
-                self.num_cuts,
-                cut_id,
-            )
+            logger.warning(self.message, self.num_misfits, self.num_cuts, cut_id)

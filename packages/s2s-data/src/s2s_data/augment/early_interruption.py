@@ -114,8 +114,8 @@ def _is_free(dialogue: Dialogue, index: int, user: Turn, resume: int) -> bool:
 
 
 def _cut_short(turn: Turn, end_s: float) -> Turn:
-    """Return the turn up to ``end_s``, in seconds; what it should contain may be said no more."""
+    """Return the turn up to ``end_s``, in seconds, without its words' times; what it should contain may be lost."""
     words = _WORD.findall(turn.text)
     spoken_s = end_s - turn.start_s
     num_kept = math.floor(len(words) * spoken_s / turn.duration_s + 1e-6)
-    return turn._replace(duration_s=spoken_s, text="".join(words[:num_kept]).rstrip(), value=None)
+    return turn._replace(duration_s=spoken_s, text="".join(words[:num_kept]).rstrip(), value=None, words=())

@@ -10,7 +10,7 @@ from s2s_data.augment.checks import check_range
 from s2s_data.augment.config import SpeedConfig
 from s2s_data.augment.frames import fitted
 from s2s_data.augment.resampling import resampled
-from s2s_data.batch import Turn
+from s2s_data.batch import TimedWords, Turn
 from s2s_data.dialogue import Dialogue, FloatArray
 from s2s_data.text_channel import FrameGrid
 
@@ -58,7 +58,9 @@ class Speed(Augmentation):
 
 
 def _at_speed(turn: Turn, percent: int) -> Turn:
-    return turn._replace(start_s=turn.start_s * 100 / percent, duration_s=turn.duration_s * 100 / percent)
+    start_s, duration_s = turn.start_s * 100 / percent, turn.duration_s * 100 / percent
+    words = tuple(TimedWords(text, at_s * 100 / percent, for_s * 100 / percent) for text, at_s, for_s in turn.words)
+    return turn._replace(start_s=start_s, duration_s=duration_s, words=words)
 
 
 def _played(audio_S: FloatArray, percent: int, num_samples: int) -> FloatArray:

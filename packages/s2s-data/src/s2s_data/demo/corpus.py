@@ -15,10 +15,12 @@ import soundfile
 import torch
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.shar import SharWriter
+from lhotse.supervision import AlignmentItem
 
 from s2s_data.codes import AudioCodec
 from s2s_data.demo.dialogues import Dialogue, plan_dialogues
 from s2s_data.demo.voices import AGENT_VOICE, ENGINE_RATE_HZ, HELDOUT_VOICE, USER_VOICES, FloatArray, Voice
+from s2s_data.roles import WORD
 from s2s_data.shar import TARGET_CODES
 from s2s_data.stored_codes import FINGERPRINT
 
@@ -53,6 +55,7 @@ class Turn:
     audio: FloatArray  # [S] at the role's rate, whole frames
     rate_hz: int
     value: str | None = None  # what an answer has to contain
+    words: tuple[tuple[str, int, int], ...] = ()  # where it has a pause, its parts: from and to which frame of the turn
 
     @property
     def end(self) -> int:
@@ -137,7 +140,12 @@ def _supervision(name: str, index: int, turn: Turn, recording_id: str) -> Superv
         speaker=turn.role,
         language="English",
         custom=None if turn.value is None else {"value": turn.value},
+        alignment={WORD: [_item(turn, *part) for part in turn.words]} if turn.words else None,
     )
+
+
+def _item(turn: Turn, text: str, first: int, end: int) -> AlignmentItem:
+    return AlignmentItem(text, round((turn.start + first) * FRAME_S, 2), round((end - first) * FRAME_S, 2))
 
 
 def cut_of(

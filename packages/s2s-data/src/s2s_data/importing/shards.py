@@ -22,14 +22,16 @@ import soundfile
 import torch
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.shar import SharWriter
+from lhotse.supervision import AlignmentItem
 from lhotse.utils import compute_num_samples
 
+from s2s_data.batch import Turn
 from s2s_data.errors import DataError
 from s2s_data.importing.audio import fit, resample
 from s2s_data.importing.options import ImportOptions
 from s2s_data.importing.recorded import DialogueError, FloatArray, Item, Reader, RecordedDialogue
 from s2s_data.importing.summary import ImportSummary, ShardReport, Skipped
-from s2s_data.roles import USER
+from s2s_data.roles import USER, WORD
 from s2s_data.shar import CUTS, RECORDING, TARGET_AUDIO
 from s2s_data.whole_shard import is_manifest, whole_shard
 
@@ -241,10 +243,16 @@ def _cut(dialogue_id: str, dialogue: RecordedDialogue, options: ImportOptions) -
             duration=round(turn.duration_s, 6),
             text=turn.text,
             speaker=options.user_role if turn.role == USER else options.agent_role,
+            alignment=_alignment(turn),
         )
         for number, turn in enumerate(dialogue.turns)
     ]
     return cut
+
+
+def _alignment(turn: Turn) -> dict[str, list[AlignmentItem]] | None:
+    words = [AlignmentItem(text, round(turn.start_s + at_s, 6), round(for_s, 6)) for text, at_s, for_s in turn.words]
+    return {WORD: words} if words else None
 
 
 def _recording(recording_id: str, samples_S: FloatArray, rate_hz: int) -> Recording:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from s2s_data.batch import Turn
+from s2s_data.batch import TimedWords, Turn
 from s2s_data.importing.options import ImportOptions
 from s2s_data.importing.recorded import Channel, DialogueError
 from s2s_data.roles import AGENT, USER, clean_text
@@ -181,7 +181,9 @@ def _goes_on(end_s: float, start_s: float, other_starts_s: Sequence[float], max_
 def _joined(words: Sequence[_Word]) -> Turn:
     start_s = words[0].start_s
     text = clean_text(" ".join(word.text for word in words))
-    return Turn(words[0].role, start_s, max(word.end_s for word in words) - start_s, text)
+    timed = (TimedWords(clean_text(word.text), word.start_s - start_s, word.end_s - word.start_s) for word in words)
+    duration_s = max(word.end_s for word in words) - start_s
+    return Turn(words[0].role, start_s, duration_s, text, words=tuple(word for word in timed if word.text))
 
 
 def _role(speaker: Any, options: ImportOptions, where: str) -> str:

@@ -200,7 +200,8 @@ def lay_out(talk: Talk, config: TalkConfig, voice: Voice) -> tuple[list[Turn], i
     clock = 0
     for i, exchange in enumerate(talk.exchanges):
         begins = clock if i - 1 in talk.barge_ins else clock + talk.gaps[i]
-        question = Turn("user", exchange.question, begins, _said(talk, i, voice), ENGINE_RATE_HZ)
+        said, words = _said(talk, i, voice)
+        question = Turn("user", exchange.question, begins, said, ENGINE_RATE_HZ, words=words)
         cut_off = i in talk.barge_ins
         text = first_words(exchange.answer) if cut_off else exchange.answer
         answer = Turn(
@@ -214,12 +215,14 @@ def lay_out(talk: Talk, config: TalkConfig, voice: Voice) -> tuple[list[Turn], i
     return turns, max(turn.end for turn in turns) + config.tail_frames
 
 
-def _said(talk: Talk, index: int, voice: Voice) -> FloatArray:
-    """The user's question [S], with its pause."""
+def _said(talk: Talk, index: int, voice: Voice) -> tuple[FloatArray, tuple[tuple[str, int, int], ...]]:
+    """The user's question [S], with its pause, and which frames its parts before and behind it take."""
     question, pause = talk.exchanges[index].question, talk.pauses.get(index)
     if pause is None:
-        return whole_frames(voice.say(question), ENGINE_RATE_HZ)
+        return whole_frames(voice.say(question), ENGINE_RATE_HZ), ()
     words = question.split()
     parts = [" ".join(words[: pause.after_words]), " ".join(words[pause.after_words :])]
     begun, ended = (whole_frames(voice.say(part), ENGINE_RATE_HZ) for part in parts)
-    return np.concatenate([begun, np.zeros(pause.num_frames * FRAME_SAMPLES, dtype=np.float32), ended])
+    said_S = np.concatenate([begun, np.zeros(pause.num_frames * FRAME_SAMPLES, dtype=np.float32), ended])
+    stops, end = len(begun) // FRAME_SAMPLES, len(said_S) // FRAME_SAMPLES
+    return said_S, ((parts[0], 0, stops), (parts[1], stops + pause.num_frames, end))
