@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import re
 import string
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
 PEAK_RATE, WARM_UP_STEPS, LAST_SHARE = 1e-3, 300, 0.02
 ALPHABET = "▁'" + string.ascii_lowercase  # words that the training data lack can be spelt
-STEP_FRAMES = 25  # batches are padded to lengths in steps of 2 s: few sizes, each of which is a CUDA graph
+BATCH_S, SIZE_S = 240, 2  # of turns, padded to lengths in steps of 2 s: few sizes, each of which is a CUDA graph
+BEFORE_S, BEHIND_S = 1.5, 0.5  # of a turn: how much is heard too, before it at most
+FEATURES_MEAN, FEATURES_STD = -11.0, 4.0  # of what is said: logarithms of mel energies, which nothing normalises
 LOG_EVERY_S = 15
 USER_ERROR = 2  # exit code, as argparse's own
 _NOT_SPOKEN = re.compile(r"[^a-z' ]+")
@@ -137,6 +141,60 @@ class Pieces:
         return str(self._tokenizer.decode(list(ids))).strip()
 
 
+class Turns(NamedTuple):
+    """Some of what users say."""
+
+    audio_BS: Tensor  # float32, padded with 0 to a multiple of `SIZE_S`
+    lens_B: Tensor  # samples of each
+    texts: list[str]
+
+
+def turn_batches(dialogues: Iterable[DuplexBatch], sample_rate: int) -> Iterator[Turns]:
+    """What users say in dialogues, turn by turn, with some of what is heard around.
+
+    CTC finds where words are in a turn within minutes; in a whole dialogue, most of it silence, it doesn't. Batches are
+    `BATCH_S` seconds of turns of like length.
+    """
+    from s2s_data.roles import USER
+
+    rng = random.Random(0)
+    waiting: defaultdict[int, list[tuple[Tensor, str]]] = defaultdict(list)
+    for batch in dialogues:
+        for audio_S, end, turns in zip(
+            batch["source_audio"], batch["source_audio_lens"].tolist(), batch["turns"], strict=True
+        ):
+            for turn in turns:
+                if turn.role != USER or not spoken(turn.text):
+                    continue
+                first = max(0, round((turn.start_s - rng.uniform(0, BEFORE_S)) * sample_rate))
+                heard_S = audio_S[first : min(end, round((turn.end_s + BEHIND_S) * sample_rate))].clone()
+                size = math.ceil(len(heard_S) / (SIZE_S * sample_rate))
+                waiting[size].append((heard_S, turn.text))
+                if (len(waiting[size]) + 1) * size * SIZE_S > BATCH_S:
+                    yield _batch(waiting.pop(size), size * SIZE_S * sample_rate)
+
+
+def _batch(turns: Sequence[tuple[Tensor, str]], num_samples: int) -> Turns:
+    audio_BS = torch.zeros(len(turns), num_samples)
+    for row_S, (heard_S, _) in zip(audio_BS, turns, strict=True):
+        row_S[: len(heard_S)] = heard_S
+    lens_B = torch.tensor([len(heard_S) for heard_S, _ in turns])
+    return Turns(audio_BS, lens_B, [text for _, text in turns])
+
+
+def centre_features(encoder: Any) -> None:
+    """Let the first convolution begin as if features had a mean of 0 and a deviation of 1, in place.
+
+    What all features have in common is else nearly all that an encoder at random weights hears.
+    """
+    first = next((module for module in encoder.pre_encode.modules() if isinstance(module, torch.nn.Conv2d)), None)
+    if first is None or first.bias is None:
+        return
+    with torch.no_grad():
+        first.weight.div_(FEATURES_STD)
+        first.bias.copy_(-FEATURES_MEAN * first.weight.sum(dim=(1, 2, 3)))
+
+
 class EncoderTrainer:
     """NeMo's CTC model of the config's encoder, and the batches that the run would train on."""
 
@@ -167,11 +225,11 @@ class EncoderTrainer:
         }
         self.model = EncDecCTCModel(OmegaConf.create(config)).to(self.device)
         encoder = self.model.encoder
+        centre_features(encoder)
         speed_up(encoder)
         if self.device.type == "cuda":  # on a CPU compiling takes longer than it saves
             for block in (encoder.pre_encode, *encoder.layers):
                 compile_in_training(block)
-        self._features_of_step = STEP_FRAMES * encoder.subsampling_factor
         self._recognise = TrainingGraphs(self._encode, self.model)
         self._sample_rate = cfg.data.source_sample_rate
         cfg.data.train_ds.load_target_audio = cfg.data.validation_ds.load_target_audio = False
@@ -187,7 +245,7 @@ class EncoderTrainer:
         began = told = time.monotonic()
         audio_s, losses = 0.0, []
         self.model.train()
-        for step, batch in enumerate(self._batches):
+        for step, turns in enumerate(turn_batches(self._batches, self._sample_rate)):
             now = time.monotonic()
             share = (now - began) / seconds
             if share >= 1 and step:
@@ -195,8 +253,8 @@ class EncoderTrainer:
             warm = min(1.0, (step + 1) / WARM_UP_STEPS)
             for group in self._optimizer.param_groups:
                 group["lr"] = PEAK_RATE * warm * max(LAST_SHARE, 0.5 + 0.5 * math.cos(math.pi * min(share, 1.0)))
-            losses.append(self.step(batch))
-            audio_s += batch["source_audio_lens"].sum().item() / self._sample_rate
+            losses.append(self.step(turns))
+            audio_s += turns.lens_B.sum().item() / self._sample_rate
             if now - told > LOG_EVERY_S or not step:
                 loss = torch.stack(losses).mean().item()  # waits for the GPU
                 line = {
@@ -208,11 +266,11 @@ class EncoderTrainer:
                 print(json.dumps({key: round(value, 4) for key, value in line.items()}), flush=True)
                 told, losses = now, []
 
-    def step(self, batch: DuplexBatch) -> Tensor:
+    def step(self, turns: Turns) -> Tensor:
         """One step; the loss, in nats a piece."""
         self._optimizer.zero_grad(set_to_none=True)  # now: gradients that are there would be moved before a replay
-        log_probs_BTV, frames_B = self.log_probs(batch)
-        ids = [torch.tensor(self.pieces.ids(text), dtype=torch.int64) for text in batch["source_texts"]]
+        log_probs_BTV, frames_B = self.log_probs(turns.audio_BS, turns.lens_B)
+        ids = [torch.tensor(self.pieces.ids(text), dtype=torch.int64) for text in turns.texts]
         lens_B = torch.tensor([len(row) for row in ids])
         loss = torch.nn.functional.ctc_loss(
             log_probs_BTV.transpose(0, 1).float(), torch.cat(ids).to(self.device), frames_B, lens_B.to(self.device),
@@ -223,19 +281,17 @@ class EncoderTrainer:
         self._optimizer.step()
         return loss.detach()
 
-    def log_probs(self, batch: DuplexBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the pieces and of none [B, T, V], and the frames of each dialogue [B]."""
+    def log_probs(self, audio_BS: Tensor, lens_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the pieces and of none [B, T, V], and the frames of each recording [B]."""
         from s2s_model.perception.adapters import unchecked
 
-        audio_BS = batch["source_audio"].to(self.device, non_blocking=True)
-        lens_B = batch["source_audio_lens"].to(self.device, non_blocking=True)
+        audio_BS = audio_BS.to(self.device, non_blocking=True)
+        lens_B = lens_B.to(self.device, non_blocking=True)
         with unchecked(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             features_BFT, features_B = self.model.preprocessor(input_signal=audio_BS, length=lens_B)
             if self.model.spec_augmentation is not None and self.model.training:
                 features_BFT = self.model.spec_augmentation(input_spec=features_BFT, length=features_B)
-            # A causal encoder makes its first vector of the first feature alone.
-            missing = -(features_BFT.shape[2] - 1) % self._features_of_step
-            results = self._recognise(torch.nn.functional.pad(features_BFT, (0, missing)), features_B)
+            results = self._recognise(features_BFT, features_B)
         return results.differentiable[0], results.others[0]
 
     def _encode(self, features_BFT: Tensor, features_B: Tensor) -> Results:
@@ -257,7 +313,7 @@ class EncoderTrainer:
             heard: list[str] = []
             said: list[str] = []
             for batch in islice(batches, num_batches):
-                log_probs_BTV, frames_B = self.log_probs(batch)
+                log_probs_BTV, frames_B = self.log_probs(batch["source_audio"], batch["source_audio_lens"])
                 heard += self.written(log_probs_BTV, frames_B)
                 said += [spoken(text) for text in batch["source_texts"]]
             rates[name] = float(word_error_rate(heard, said))

@@ -7,12 +7,14 @@ import torch
 from nemo.collections.asr.models import ASRModel
 
 from recipes.talk import train_encoder
-from recipes.talk.train_encoder import EncoderTrainer, Pieces, spoken
+from recipes.talk.train_encoder import EncoderTrainer, Pieces, centre_features, spoken, turn_batches
+from s2s_data.batch import Turn
 from s2s_model.duplex import DuplexS2SModel
 from s2s_train.config import load_config
 from tests.recipes.builders import ONE_STEP, RECIPES, TOKENS
 
 TEXTS = ["What is eleven plus four?", "Tell me the half of eighty-four.", "It's Anna's dog, isn't it?"] * 20
+RATE = 100
 SMALL = [
     "model.perception.encoder.n_layers=1", "model.perception.encoder.d_model=32",
     "model.perception.encoder.subsampling_conv_channels=16", "model.perception.spec_augment=null",
@@ -49,12 +51,57 @@ def trainer(in_talk, pieces):
     return EncoderTrainer(load_config(RECIPES / "talk.yaml", [*ONE_STEP[4:], *SMALL]), pieces)
 
 
-def test_it_learns(trainer):
-    batch = next(iter(trainer._batches))
-    batch["source_texts"] = TEXTS[: len(batch["source_texts"])]
-    losses = [trainer.step(batch).item() for _ in range(40)]
+def test_it_learns(trainer, monkeypatch):
+    monkeypatch.setattr(train_encoder, "BATCH_S", 8)
+    turns = next(turn_batches(trainer._batches, 16000))
+    turns = turns._replace(texts=TEXTS[: len(turns.texts)])
+    losses = [trainer.step(turns).item() for _ in range(40)]
     assert all(math.isfinite(loss) for loss in losses)
     assert losses[-1] < 0.7 * losses[0]
+
+
+def dialogue(*turns):
+    """A batch of one dialogue of 20 s, whose samples are their own number."""
+    audio_BS = torch.arange(20 * RATE, dtype=torch.float32)[None]
+    return {"source_audio": audio_BS, "source_audio_lens": torch.tensor([19 * RATE]), "turns": [list(turns)]}
+
+
+def test_turns_of_like_length_come_together(monkeypatch):
+    monkeypatch.setattr(train_encoder, "BATCH_S", 8)
+    monkeypatch.setattr(train_encoder, "BEFORE_S", 0)
+    short, long, late = (
+        Turn("user", 2.0, 1.0, "What?"),
+        Turn("user", 8.0, 5.0, "And then?"),
+        Turn("user", 18.0, 1.2, "Oh"),
+    )
+    others = Turn("agent", 3.0, 1.0, "So."), Turn("user", 5.0, 1.0, "...")
+    batches = list(turn_batches([dialogue(short, long, late, *others)] * 2, RATE))
+    assert [batch.texts for batch in batches] == [["And then?"], ["What?", "Oh", "What?", "Oh"], ["And then?"]]
+    assert [batch.audio_BS.shape for batch in batches] == [(1, 6 * RATE), (4, 2 * RATE), (1, 6 * RATE)]
+    assert batches[1].lens_B.tolist() == [1.5 * RATE, RATE, 1.5 * RATE, RATE], "up to the dialogue's end at most"
+    assert batches[1].audio_BS[0, : 3 * RATE // 2].tolist() == [*range(2 * RATE, round(3.5 * RATE))]
+    assert not batches[1].audio_BS[1, RATE:].any()
+
+
+def test_a_turn_is_heard_with_some_of_what_was_before(monkeypatch):
+    monkeypatch.setattr(train_encoder, "BATCH_S", 80)
+    batches = list(
+        turn_batches([dialogue(Turn("user", 0.5, 1.0, "What?"), Turn("user", 9.0, 1.0, "What?"))] * 40, RATE)
+    )
+    heard = [lens for batch in batches for lens in batch.lens_B.tolist()]
+    assert min(heard) >= 1.5 * RATE
+    assert max(heard) <= 3.0 * RATE
+    assert len(set(heard)) > 20
+
+
+def test_features_of_speech_begin_centred():
+    conv = torch.nn.Conv2d(1, 4, 3)
+    encoder = torch.nn.Module()
+    encoder.pre_encode = torch.nn.Sequential(conv)
+    before = conv(torch.ones(1, 1, 5, 5)) - conv.bias[:, None, None]
+    centre_features(encoder)
+    assert torch.allclose(conv(torch.full((1, 1, 5, 5), -11.0)), torch.zeros(4, 3, 3), atol=1e-5)
+    assert torch.allclose(conv(torch.full((1, 1, 5, 5), -7.0)), before, atol=1e-5)
 
 
 def test_the_likeliest_pieces_are_written_once(trainer, pieces):
