@@ -22,11 +22,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from s2s_data.batch import DuplexBatch
+    from s2s_data.demo.voices import FloatArray
     from s2s_parallel.training_graphs import Results
     from s2s_train.config import AppConfig
 
@@ -158,7 +160,8 @@ def turn_batches(dialogues: Iterable[DuplexBatch], sample_rate: int) -> Iterator
     from s2s_data.roles import USER
 
     rng = random.Random(0)
-    waiting: defaultdict[int, list[tuple[Tensor, str]]] = defaultdict(list)
+    # Copied by numpy: torch's threads for it would wait for cores that the loader's processes have.
+    waiting: defaultdict[int, list[tuple[FloatArray, str]]] = defaultdict(list)
     for batch in dialogues:
         for audio_S, end, turns in zip(
             batch["source_audio"], batch["source_audio_lens"].tolist(), batch["turns"], strict=True
@@ -167,19 +170,19 @@ def turn_batches(dialogues: Iterable[DuplexBatch], sample_rate: int) -> Iterator
                 if turn.role != USER or not spoken(turn.text):
                     continue
                 first = max(0, round((turn.start_s - rng.uniform(0, BEFORE_S)) * sample_rate))
-                heard_S = audio_S[first : min(end, round((turn.end_s + BEHIND_S) * sample_rate))].clone()
+                heard_S = audio_S.numpy()[first : min(end, round((turn.end_s + BEHIND_S) * sample_rate))].copy()
                 size = math.ceil(len(heard_S) / (SIZE_S * sample_rate))
                 waiting[size].append((heard_S, turn.text))
                 if (len(waiting[size]) + 1) * size * SIZE_S > BATCH_S:
                     yield _batch(waiting.pop(size), size * SIZE_S * sample_rate)
 
 
-def _batch(turns: Sequence[tuple[Tensor, str]], num_samples: int) -> Turns:
-    audio_BS = torch.zeros(len(turns), num_samples)
+def _batch(turns: Sequence[tuple[FloatArray, str]], num_samples: int) -> Turns:
+    audio_BS = np.zeros((len(turns), num_samples), dtype=np.float32)
     for row_S, (heard_S, _) in zip(audio_BS, turns, strict=True):
         row_S[: len(heard_S)] = heard_S
     lens_B = torch.tensor([len(heard_S) for heard_S, _ in turns])
-    return Turns(audio_BS, lens_B, [text for _, text in turns])
+    return Turns(torch.from_numpy(audio_BS), lens_B, [text for _, text in turns])
 
 
 def centre_features(encoder: Any) -> None:
@@ -205,7 +208,6 @@ class EncoderTrainer:
         from s2s_data.loader import train_dataloader, validation_dataloaders
         from s2s_data.words import WordTokenizer
         from s2s_model.perception.nemo import speed_up
-        from s2s_parallel.compiled import compile_in_training
         from s2s_parallel.training_graphs import TrainingGraphs
 
         torch.manual_seed(cfg.seed or 0)
@@ -227,9 +229,6 @@ class EncoderTrainer:
         encoder = self.model.encoder
         centre_features(encoder)
         speed_up(encoder)
-        if self.device.type == "cuda":  # on a CPU compiling takes longer than it saves
-            for block in (encoder.pre_encode, *encoder.layers):
-                compile_in_training(block)
         self._recognise = TrainingGraphs(self._encode, self.model)
         self._sample_rate = cfg.data.source_sample_rate
         cfg.data.train_ds.load_target_audio = cfg.data.validation_ds.load_target_audio = False

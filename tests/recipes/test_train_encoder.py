@@ -76,11 +76,11 @@ def test_turns_of_like_length_come_together(monkeypatch):
     )
     others = Turn("agent", 3.0, 1.0, "So."), Turn("user", 5.0, 1.0, "...")
     batches = list(turn_batches([dialogue(short, long, late, *others)] * 2, RATE))
-    assert [batch.texts for batch in batches] == [["And then?"], ["What?", "Oh", "What?", "Oh"], ["And then?"]]
-    assert [batch.audio_BS.shape for batch in batches] == [(1, 6 * RATE), (4, 2 * RATE), (1, 6 * RATE)]
-    assert batches[1].lens_B.tolist() == [1.5 * RATE, RATE, 1.5 * RATE, RATE], "up to the dialogue's end at most"
-    assert batches[1].audio_BS[0, : 3 * RATE // 2].tolist() == [*range(2 * RATE, round(3.5 * RATE))]
-    assert not batches[1].audio_BS[1, RATE:].any()
+    assert [batch.texts for batch in batches] == [["And then?"], ["And then?"], ["What?", "Oh"] * 2]
+    assert [batch.audio_BS.shape for batch in batches] == [(1, 6 * RATE), (1, 6 * RATE), (4, 2 * RATE)]
+    assert batches[2].lens_B.tolist() == [1.5 * RATE, RATE] * 2, "up to the dialogue's end at most"
+    assert batches[2].audio_BS[0, : 3 * RATE // 2].tolist() == [*range(2 * RATE, round(3.5 * RATE))]
+    assert not batches[2].audio_BS[1, RATE:].any()
 
 
 def test_a_turn_is_heard_with_some_of_what_was_before(monkeypatch):
