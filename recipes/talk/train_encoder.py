@@ -36,8 +36,11 @@ PEAK_RATE, WARM_UP_STEPS, LAST_SHARE = 1e-3, 300, 0.02
 ALPHABET = "▁'" + string.ascii_lowercase  # words that the training data lack can be spelt
 BATCH_S, SIZE_S = 240, 2  # of turns, padded to lengths in steps of 2 s: few sizes, each of which is a CUDA graph
 BEFORE_S, BEHIND_S = 1.5, 0.5  # of a turn: how much is heard too, before it at most
+EVEN_SHARE = 0.2  # of the time, before CTC
+LAG_S = 0.24  # from where a piece is said to where it should be written, at first
 FEATURES_MEAN, FEATURES_STD = -11.0, 4.0  # of what is said: logarithms of mel energies, which nothing normalises
 LOG_EVERY_S = 15
+IGNORED = -100  # of targets
 USER_ERROR = 2  # exit code, as argparse's own
 _NOT_SPOKEN = re.compile(r"[^a-z' ]+")
 
@@ -114,7 +117,7 @@ def spoken(text: str) -> str:
 class Pieces:
     """Pieces of words, learned from texts: at 12.5 frames a second letters would be more than frames."""
 
-    def __init__(self, texts: Iterable[str], size: int = 512) -> None:
+    def __init__(self, texts: Iterable[str], size: int = 256) -> None:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
         self._tokenizer = Tokenizer(models.BPE())
@@ -149,19 +152,19 @@ class Turns(NamedTuple):
     audio_BS: Tensor  # float32, padded with 0 to a multiple of `SIZE_S`
     lens_B: Tensor  # samples of each
     texts: list[str]
+    spans_s: list[tuple[float, float]]  # from when to when each is said
 
 
 def turn_batches(dialogues: Iterable[DuplexBatch], sample_rate: int) -> Iterator[Turns]:
     """What users say in dialogues, turn by turn, with some of what is heard around.
 
-    CTC finds where words are in a turn within minutes; in a whole dialogue, most of it silence, it doesn't. Batches are
-    `BATCH_S` seconds of turns of like length.
+    Whole dialogues are silent for the most part. Batches are `BATCH_S` seconds of turns of like length.
     """
     from s2s_data.roles import USER
 
     rng = random.Random(0)
     # Copied by numpy: torch's threads for it would wait for cores that the loader's processes have.
-    waiting: defaultdict[int, list[tuple[FloatArray, str]]] = defaultdict(list)
+    waiting: defaultdict[int, list[tuple[FloatArray, str, tuple[float, float]]]] = defaultdict(list)
     for batch in dialogues:
         for audio_S, end, turns in zip(
             batch["source_audio"], batch["source_audio_lens"].tolist(), batch["turns"], strict=True
@@ -172,17 +175,25 @@ def turn_batches(dialogues: Iterable[DuplexBatch], sample_rate: int) -> Iterator
                 first = max(0, round((turn.start_s - rng.uniform(0, BEFORE_S)) * sample_rate))
                 heard_S = audio_S.numpy()[first : min(end, round((turn.end_s + BEHIND_S) * sample_rate))].copy()
                 size = math.ceil(len(heard_S) / (SIZE_S * sample_rate))
-                waiting[size].append((heard_S, turn.text))
+                begun_s = first / sample_rate
+                waiting[size].append((heard_S, turn.text, (turn.start_s - begun_s, turn.end_s - begun_s)))
                 if (len(waiting[size]) + 1) * size * SIZE_S > BATCH_S:
                     yield _batch(waiting.pop(size), size * SIZE_S * sample_rate)
 
 
-def _batch(turns: Sequence[tuple[FloatArray, str]], num_samples: int) -> Turns:
+def _batch(turns: Sequence[tuple[FloatArray, str, tuple[float, float]]], num_samples: int) -> Turns:
     audio_BS = np.zeros((len(turns), num_samples), dtype=np.float32)
-    for row_S, (heard_S, _) in zip(audio_BS, turns, strict=True):
+    audio, texts, spans_s = (list(column) for column in zip(*turns, strict=True))
+    for row_S, heard_S in zip(audio_BS, audio, strict=True):
         row_S[: len(heard_S)] = heard_S
-    lens_B = torch.tensor([len(heard_S) for heard_S, _ in turns])
-    return Turns(torch.from_numpy(audio_BS), lens_B, [text for _, text in turns])
+    return Turns(torch.from_numpy(audio_BS), torch.tensor([len(heard_S) for heard_S in audio]), texts, spans_s)
+
+
+def spread_evenly(ids: Sequence[int], span_s: tuple[float, float], frame_s: float) -> Iterator[tuple[int, int]]:
+    """Frames of a turn, `LAG_S` late, and the piece of each, as if all pieces took as long."""
+    first, count = round((span_s[0] + LAG_S) / frame_s), round((span_s[1] - span_s[0]) / frame_s)
+    for i in range(count if ids else 0):
+        yield first + i, ids[i * len(ids) // count]
 
 
 def centre_features(encoder: Any) -> None:
@@ -231,6 +242,7 @@ class EncoderTrainer:
         speed_up(encoder)
         self._recognise = TrainingGraphs(self._encode, self.model)
         self._sample_rate = cfg.data.source_sample_rate
+        self._frame_s = encoder.subsampling_factor * perception["preprocessor"]["window_stride"]
         cfg.data.train_ds.load_target_audio = cfg.data.validation_ds.load_target_audio = False
         self._batches = train_dataloader(cfg.data, WordTokenizer())
         self._held_out = validation_dataloaders(cfg.data, WordTokenizer())
@@ -252,7 +264,8 @@ class EncoderTrainer:
             warm = min(1.0, (step + 1) / WARM_UP_STEPS)
             for group in self._optimizer.param_groups:
                 group["lr"] = PEAK_RATE * warm * max(LAST_SHARE, 0.5 + 0.5 * math.cos(math.pi * min(share, 1.0)))
-            losses.append(self.step(turns))
+            evenly = share < EVEN_SHARE
+            losses.append(self.step(turns, evenly=evenly))
             audio_s += turns.lens_B.sum().item() / self._sample_rate
             if now - told > LOG_EVERY_S or not step:
                 loss = torch.stack(losses).mean().item()  # waits for the GPU
@@ -260,25 +273,48 @@ class EncoderTrainer:
                     "step": step + 1,
                     "share": share,
                     "loss": loss,
+                    "of": "frames" if evenly else "pieces",
                     "audio_s_per_s": audio_s / (time.monotonic() - began),
                 }
-                print(json.dumps({key: round(value, 4) for key, value in line.items()}), flush=True)
+                rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}
+                print(json.dumps(rounded), flush=True)
                 told, losses = now, []
 
-    def step(self, turns: Turns) -> Tensor:
-        """One step; the loss, in nats a piece."""
+    def step(self, turns: Turns, *, evenly: bool = False) -> Tensor:
+        """One step; the loss, in nats a frame or a piece.
+
+        Args:
+            turns: what is learned from.
+            evenly: pieces are where they would be if all took as long. That is wrong by some frames, but from random
+                weights CTC finds out where they are only after thousands of steps of hardly hearing anything.
+        """
         self._optimizer.zero_grad(set_to_none=True)  # now: gradients that are there would be moved before a replay
         log_probs_BTV, frames_B = self.log_probs(turns.audio_BS, turns.lens_B)
-        ids = [torch.tensor(self.pieces.ids(text), dtype=torch.int64) for text in turns.texts]
-        lens_B = torch.tensor([len(row) for row in ids])
-        loss = torch.nn.functional.ctc_loss(
-            log_probs_BTV.transpose(0, 1).float(), torch.cat(ids).to(self.device), frames_B, lens_B.to(self.device),
-            blank=log_probs_BTV.shape[2] - 1, reduction="sum", zero_infinity=True,
-        ) / lens_B.sum().clamp(min=1)  # fmt: skip
+        ids = [self.pieces.ids(text) for text in turns.texts]
+        loss = (self._even_loss if evenly else self._ctc_loss)(log_probs_BTV.float(), frames_B, ids, turns)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         return loss.detach()
+
+    def _even_loss(self, log_probs_BTV: Tensor, frames_B: Tensor, ids: list[list[int]], turns: Turns) -> Tensor:
+        B, T, V = log_probs_BTV.shape
+        pieces_BT = torch.full((B, T), V - 1)
+        for row_T, row_ids, span_s in zip(pieces_BT.numpy(), ids, turns.spans_s, strict=True):
+            for frame, piece in spread_evenly(row_ids, span_s, self._frame_s):
+                row_T[frame : frame + 1] = piece  # those behind the end are none
+        frames_T = torch.arange(T, device=self.device)
+        pieces_BT = pieces_BT.to(self.device).masked_fill(frames_T >= frames_B[:, None], IGNORED)
+        return torch.nn.functional.nll_loss(log_probs_BTV.transpose(1, 2), pieces_BT, ignore_index=IGNORED)
+
+    def _ctc_loss(self, log_probs_BTV: Tensor, frames_B: Tensor, ids: list[list[int]], turns: Turns) -> Tensor:
+        lens_B = torch.tensor([len(row) for row in ids], device=self.device)
+        every = torch.tensor([piece for row in ids for piece in row], dtype=torch.int64, device=self.device)
+        loss = torch.nn.functional.ctc_loss(
+            log_probs_BTV.transpose(0, 1), every, frames_B, lens_B,
+            blank=log_probs_BTV.shape[2] - 1, reduction="sum", zero_infinity=True,
+        )  # fmt: skip
+        return loss / lens_B.sum().clamp(min=1)
 
     def log_probs(self, audio_BS: Tensor, lens_B: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the pieces and of none [B, T, V], and the frames of each recording [B]."""

@@ -7,7 +7,7 @@ import torch
 from nemo.collections.asr.models import ASRModel
 
 from recipes.talk import train_encoder
-from recipes.talk.train_encoder import EncoderTrainer, Pieces, centre_features, spoken, turn_batches
+from recipes.talk.train_encoder import EncoderTrainer, Pieces, centre_features, spoken, spread_evenly, turn_batches
 from s2s_data.batch import Turn
 from s2s_model.duplex import DuplexS2SModel
 from s2s_train.config import load_config
@@ -51,11 +51,12 @@ def trainer(in_talk, pieces):
     return EncoderTrainer(load_config(RECIPES / "talk.yaml", [*ONE_STEP[4:], *SMALL]), pieces)
 
 
-def test_it_learns(trainer, monkeypatch):
+@pytest.mark.parametrize("evenly", [False, True])
+def test_it_learns(trainer, monkeypatch, evenly):
     monkeypatch.setattr(train_encoder, "BATCH_S", 8)
     turns = next(turn_batches(trainer._batches, 16000))
     turns = turns._replace(texts=TEXTS[: len(turns.texts)])
-    losses = [trainer.step(turns).item() for _ in range(40)]
+    losses = [trainer.step(turns, evenly=evenly).item() for _ in range(40)]
     assert all(math.isfinite(loss) for loss in losses)
     assert losses[-1] < 0.7 * losses[0]
 
@@ -92,6 +93,17 @@ def test_a_turn_is_heard_with_some_of_what_was_before(monkeypatch):
     assert min(heard) >= 1.5 * RATE
     assert max(heard) <= 3.0 * RATE
     assert len(set(heard)) > 20
+    for batch in batches:
+        for (start_s, end_s), num_samples in zip(batch.spans_s, batch.lens_B.tolist(), strict=True):
+            assert 0 <= start_s <= 1.51
+            assert end_s == pytest.approx(start_s + 1)
+            assert num_samples / RATE == pytest.approx(end_s + 0.5, abs=0.02)
+
+
+def test_pieces_are_spread_over_their_turn():
+    assert list(spread_evenly([7, 8], (0.8, 1.2), 0.08)) == [(13, 7), (14, 7), (15, 7), (16, 8), (17, 8)]
+    assert list(spread_evenly([1, 2, 3], (0.0, 0.16), 0.08)) == [(3, 1), (4, 2)], "as many as there are frames"
+    assert not list(spread_evenly([], (0.0, 1.0), 0.08))
 
 
 def test_features_of_speech_begin_centred():
