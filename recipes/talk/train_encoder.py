@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PEAK_RATE, WARM_UP_STEPS, LAST_SHARE = 1e-3, 300, 0.02
 ALPHABET = "▁'" + string.ascii_lowercase  # words that the training data lack can be spelt
-BATCH_S, SIZE_S = 240, 2  # of turns, padded to lengths in steps of 2 s: few sizes, each of which is a CUDA graph
+SIZE_S = 2  # turns are padded to lengths in steps of it: few sizes, each of which is a CUDA graph
 BEFORE_S, BEHIND_S = 1.5, 0.5  # of a turn: how much is heard too, before it at most
 EVEN_SHARE = 0.2  # of the time, before CTC
 LAG_S = 0.24  # from where a piece is said to where it should be written, at first
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cfg = load_config(args.config, args.overrides)
         pieces = Pieces(spoken(text) for text in user_texts(cfg, args.learn_from))
         trainer = EncoderTrainer(cfg, pieces)
-        trainer.train(args.minutes * 60)
+        trainer.train(args.minutes * 60, args.batch_s)
         for name, rate in trainer.word_error_rates(args.scored).items():
             print(json.dumps({"set": name, "wer_percent": round(100 * rate, 2)}), flush=True)
         trainer.model.save_to(str(args.out))
@@ -77,10 +77,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--learn-from", type=int, default=2000, help="dialogues that the pieces are learned from (2000)"
     )
+    parser.add_argument("--batch-s", type=float, default=240.0, help="seconds of turns a step, padding counted (240)")
     parser.add_argument("--scored", type=int, default=4, help="batches of each held-out set that are scored (4)")
     args = parser.parse_intermixed_args(arguments)
     if args.minutes <= 0:
         parser.error(f"--minutes is {args.minutes:g}: give it some time")
+    if args.batch_s < SIZE_S:
+        parser.error(f"--batch-s is {args.batch_s:g}, less than a turn: give {SIZE_S} or more")
     return args
 
 
@@ -155,10 +158,10 @@ class Turns(NamedTuple):
     spans_s: list[tuple[float, float]]  # from when to when each is said
 
 
-def turn_batches(dialogues: Iterable[DuplexBatch], sample_rate: int) -> Iterator[Turns]:
+def turn_batches(dialogues: Iterable[DuplexBatch], sample_rate: int, batch_s: float) -> Iterator[Turns]:
     """What users say in dialogues, turn by turn, with some of what is heard around.
 
-    Whole dialogues are silent for the most part. Batches are `BATCH_S` seconds of turns of like length.
+    Whole dialogues are silent for the most part. Batches are `batch_s` seconds of turns of like length.
     """
     from s2s_data.roles import USER
 
@@ -177,7 +180,7 @@ def turn_batches(dialogues: Iterable[DuplexBatch], sample_rate: int) -> Iterator
                 size = math.ceil(len(heard_S) / (SIZE_S * sample_rate))
                 begun_s = first / sample_rate
                 waiting[size].append((heard_S, turn.text, (turn.start_s - begun_s, turn.end_s - begun_s)))
-                if (len(waiting[size]) + 1) * size * SIZE_S > BATCH_S:
+                if (len(waiting[size]) + 1) * size * SIZE_S > batch_s:
                     yield _batch(waiting.pop(size), size * SIZE_S * sample_rate)
 
 
@@ -251,12 +254,12 @@ class EncoderTrainer:
             self.model.parameters(), PEAK_RATE, (0.9, 0.98), weight_decay=0.01, fused=fused
         )
 
-    def train(self, seconds: float) -> None:
-        """Take steps for so long, and tell how they go."""
+    def train(self, seconds: float, batch_s: float) -> None:
+        """Take steps for so long, each on so many seconds of turns, and tell how they go."""
         began = told = time.monotonic()
         audio_s, losses = 0.0, []
         self.model.train()
-        for step, turns in enumerate(turn_batches(self._batches, self._sample_rate)):
+        for step, turns in enumerate(turn_batches(self._batches, self._sample_rate, batch_s)):
             now = time.monotonic()
             share = (now - began) / seconds
             if share >= 1 and step:

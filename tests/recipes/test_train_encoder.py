@@ -52,9 +52,8 @@ def trainer(in_talk, pieces):
 
 
 @pytest.mark.parametrize("evenly", [False, True])
-def test_it_learns(trainer, monkeypatch, evenly):
-    monkeypatch.setattr(train_encoder, "BATCH_S", 8)
-    turns = next(turn_batches(trainer._batches, 16000))
+def test_it_learns(trainer, evenly):
+    turns = next(turn_batches(trainer._batches, 16000, 8))
     turns = turns._replace(texts=TEXTS[: len(turns.texts)])
     losses = [trainer.step(turns, evenly=evenly).item() for _ in range(40)]
     assert all(math.isfinite(loss) for loss in losses)
@@ -68,7 +67,6 @@ def dialogue(*turns):
 
 
 def test_turns_of_like_length_come_together(monkeypatch):
-    monkeypatch.setattr(train_encoder, "BATCH_S", 8)
     monkeypatch.setattr(train_encoder, "BEFORE_S", 0)
     short, long, late = (
         Turn("user", 2.0, 1.0, "What?"),
@@ -76,7 +74,7 @@ def test_turns_of_like_length_come_together(monkeypatch):
         Turn("user", 18.0, 1.2, "Oh"),
     )
     others = Turn("agent", 3.0, 1.0, "So."), Turn("user", 5.0, 1.0, "...")
-    batches = list(turn_batches([dialogue(short, long, late, *others)] * 2, RATE))
+    batches = list(turn_batches([dialogue(short, long, late, *others)] * 2, RATE, 8))
     assert [batch.texts for batch in batches] == [["And then?"], ["And then?"], ["What?", "Oh"] * 2]
     assert [batch.audio_BS.shape for batch in batches] == [(1, 6 * RATE), (1, 6 * RATE), (4, 2 * RATE)]
     assert batches[2].lens_B.tolist() == [1.5 * RATE, RATE] * 2, "up to the dialogue's end at most"
@@ -84,10 +82,9 @@ def test_turns_of_like_length_come_together(monkeypatch):
     assert not batches[2].audio_BS[1, RATE:].any()
 
 
-def test_a_turn_is_heard_with_some_of_what_was_before(monkeypatch):
-    monkeypatch.setattr(train_encoder, "BATCH_S", 80)
+def test_a_turn_is_heard_with_some_of_what_was_before():
     batches = list(
-        turn_batches([dialogue(Turn("user", 0.5, 1.0, "What?"), Turn("user", 9.0, 1.0, "What?"))] * 40, RATE)
+        turn_batches([dialogue(Turn("user", 0.5, 1.0, "What?"), Turn("user", 9.0, 1.0, "What?"))] * 40, RATE, 80)
     )
     heard = [lens for batch in batches for lens in batch.lens_B.tolist()]
     assert min(heard) >= 1.5 * RATE
@@ -149,3 +146,11 @@ def test_missing_data_is_told(in_talk, capsys):
         == 2
     )
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("argument", "told"), [("--minutes", "give it some time"), ("--batch-s", "give 2 or more")])
+def test_no_time_and_no_batch_are_refused(argument, told, capsys):
+    with pytest.raises(SystemExit) as error:
+        train_encoder.main([str(RECIPES / "talk.yaml"), "out.nemo", argument, "0"])
+    assert error.value.code == 2
+    assert told in capsys.readouterr().err
