@@ -10,6 +10,7 @@ tells a language model so little that it learns to guess what the user says. Exi
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -36,7 +37,7 @@ PEAK_RATE, WARM_UP_STEPS, LAST_SHARE = 1e-3, 300, 0.02
 ALPHABET = "▁'" + string.ascii_lowercase  # words that the training data lack can be spelt
 SIZE_S = 2  # turns are padded to lengths in steps of it: few sizes, each of which is a CUDA graph
 BEFORE_S, BEHIND_S = 1.5, 0.5  # of a turn: how much is heard too, before it at most
-EVEN_SHARE = 0.2  # of the time, before CTC
+EVEN_SHARE, TURNS_SHARE = 0.2, 0.6  # of the time: before CTC, and before whole dialogues
 LAG_S = 0.24  # from where a piece is said to where it should be written, at first
 FEATURES_MEAN, FEATURES_STD = -11.0, 4.0  # of what is said: logarithms of mel energies, which nothing normalises
 LOG_EVERY_S = 15
@@ -77,7 +78,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--learn-from", type=int, default=2000, help="dialogues that the pieces are learned from (2000)"
     )
-    parser.add_argument("--batch-s", type=float, default=240.0, help="seconds of turns a step, padding counted (240)")
+    parser.add_argument("--batch-s", type=float, default=240.0, help="seconds of turns a step (240)")
     parser.add_argument("--scored", type=int, default=4, help="batches of each held-out set that are scored (4)")
     args = parser.parse_intermixed_args(arguments)
     if args.minutes <= 0:
@@ -149,19 +150,20 @@ class Pieces:
         return str(self._tokenizer.decode(list(ids))).strip()
 
 
-class Turns(NamedTuple):
-    """Some of what users say."""
+class Heard(NamedTuple):
+    """Turns of users, or all that is heard of them in dialogues."""
 
     audio_BS: Tensor  # float32, padded with 0 to a multiple of `SIZE_S`
     lens_B: Tensor  # samples of each
     texts: list[str]
-    spans_s: list[tuple[float, float]]  # from when to when each is said
+    spans_s: list[tuple[float, float]]  # of turns: from when to when each is said
 
 
-def turn_batches(dialogues: Iterable[DuplexBatch], sample_rate: int, batch_s: float) -> Iterator[Turns]:
+def turn_batches(dialogues: Iterable[DuplexBatch], sample_rate: int, batch_s: float) -> Iterator[Heard]:
     """What users say in dialogues, turn by turn, with some of what is heard around.
 
-    Whole dialogues are silent for the most part. Batches are `batch_s` seconds of turns of like length.
+    Whole dialogues are silent for the most part: from them it doesn't begin to listen. Batches are `batch_s` seconds
+    of turns of like length.
     """
     from s2s_data.roles import USER
 
@@ -184,12 +186,20 @@ def turn_batches(dialogues: Iterable[DuplexBatch], sample_rate: int, batch_s: fl
                     yield _batch(waiting.pop(size), size * SIZE_S * sample_rate)
 
 
-def _batch(turns: Sequence[tuple[FloatArray, str, tuple[float, float]]], num_samples: int) -> Turns:
+def _batch(turns: Sequence[tuple[FloatArray, str, tuple[float, float]]], num_samples: int) -> Heard:
     audio_BS = np.zeros((len(turns), num_samples), dtype=np.float32)
     audio, texts, spans_s = (list(column) for column in zip(*turns, strict=True))
     for row_S, heard_S in zip(audio_BS, audio, strict=True):
         row_S[: len(heard_S)] = heard_S
-    return Turns(torch.from_numpy(audio_BS), torch.tensor([len(heard_S) for heard_S in audio]), texts, spans_s)
+    return Heard(torch.from_numpy(audio_BS), torch.tensor([len(heard_S) for heard_S in audio]), texts, spans_s)
+
+
+def dialogue_batches(dialogues: Iterable[DuplexBatch], sample_rate: int) -> Iterator[Heard]:
+    """All that is heard of users, as the run hears them: after other turns, and in silence."""
+    for batch in dialogues:
+        missing = -batch["source_audio"].shape[1] % (SIZE_S * sample_rate)
+        audio_BS = torch.nn.functional.pad(batch["source_audio"], (0, missing))
+        yield Heard(audio_BS, batch["source_audio_lens"], batch["source_texts"], [])
 
 
 def spread_evenly(ids: Sequence[int], span_s: tuple[float, float], frame_s: float) -> Iterator[tuple[int, int]]:
@@ -259,17 +269,21 @@ class EncoderTrainer:
         began = told = time.monotonic()
         audio_s, losses = 0.0, []
         self.model.train()
-        for step, turns in enumerate(turn_batches(self._batches, self._sample_rate, batch_s)):
+        loaded = iter(self._batches)
+        turns = turn_batches(loaded, self._sample_rate, batch_s)
+        dialogues = dialogue_batches(loaded, self._sample_rate)
+        for step in itertools.count():
             now = time.monotonic()
             share = (now - began) / seconds
             if share >= 1 and step:
                 return
+            heard = next(turns if share < TURNS_SHARE or not step else dialogues)
             warm = min(1.0, (step + 1) / WARM_UP_STEPS)
             for group in self._optimizer.param_groups:
                 group["lr"] = PEAK_RATE * warm * max(LAST_SHARE, 0.5 + 0.5 * math.cos(math.pi * min(share, 1.0)))
             evenly = share < EVEN_SHARE
-            losses.append(self.step(turns, evenly=evenly))
-            audio_s += turns.lens_B.sum().item() / self._sample_rate
+            losses.append(self.step(heard, evenly=evenly))
+            audio_s += heard.lens_B.sum().item() / self._sample_rate
             if now - told > LOG_EVERY_S or not step:
                 loss = torch.stack(losses).mean().item()  # waits for the GPU
                 line = {
@@ -283,34 +297,39 @@ class EncoderTrainer:
                 print(json.dumps(rounded), flush=True)
                 told, losses = now, []
 
-    def step(self, turns: Turns, *, evenly: bool = False) -> Tensor:
+    def step(self, heard: Heard, *, evenly: bool = False) -> Tensor:
         """One step; the loss, in nats a frame or a piece.
 
         Args:
-            turns: what is learned from.
-            evenly: pieces are where they would be if all took as long. That is wrong by some frames, but from random
-                weights CTC finds out where they are only after thousands of steps of hardly hearing anything.
+            heard: what is learned from.
+            evenly: in turns, pieces are where they would be if all took as long. That is wrong by some frames, but from
+                random weights CTC finds out where they are only after thousands of steps of hardly hearing anything.
         """
         self._optimizer.zero_grad(set_to_none=True)  # now: gradients that are there would be moved before a replay
-        log_probs_BTV, frames_B = self.log_probs(turns.audio_BS, turns.lens_B)
-        ids = [self.pieces.ids(text) for text in turns.texts]
-        loss = (self._even_loss if evenly else self._ctc_loss)(log_probs_BTV.float(), frames_B, ids, turns)
+        log_probs_BTV, frames_B = self.log_probs(heard.audio_BS, heard.lens_B)
+        ids = [self.pieces.ids(text) for text in heard.texts]
+        if evenly:
+            loss = self._even_loss(log_probs_BTV.float(), frames_B, ids, heard.spans_s)
+        else:
+            loss = self._ctc_loss(log_probs_BTV.float(), frames_B, ids)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         return loss.detach()
 
-    def _even_loss(self, log_probs_BTV: Tensor, frames_B: Tensor, ids: list[list[int]], turns: Turns) -> Tensor:
+    def _even_loss(
+        self, log_probs_BTV: Tensor, frames_B: Tensor, ids: list[list[int]], spans_s: list[tuple[float, float]]
+    ) -> Tensor:
         B, T, V = log_probs_BTV.shape
         pieces_BT = torch.full((B, T), V - 1)
-        for row_T, row_ids, span_s in zip(pieces_BT.numpy(), ids, turns.spans_s, strict=True):
+        for row_T, row_ids, span_s in zip(pieces_BT.numpy(), ids, spans_s, strict=True):
             for frame, piece in spread_evenly(row_ids, span_s, self._frame_s):
                 row_T[frame : frame + 1] = piece  # those behind the end are none
         frames_T = torch.arange(T, device=self.device)
         pieces_BT = pieces_BT.to(self.device).masked_fill(frames_T >= frames_B[:, None], IGNORED)
         return torch.nn.functional.nll_loss(log_probs_BTV.transpose(1, 2), pieces_BT, ignore_index=IGNORED)
 
-    def _ctc_loss(self, log_probs_BTV: Tensor, frames_B: Tensor, ids: list[list[int]], turns: Turns) -> Tensor:
+    def _ctc_loss(self, log_probs_BTV: Tensor, frames_B: Tensor, ids: list[list[int]]) -> Tensor:
         lens_B = torch.tensor([len(row) for row in ids], device=self.device)
         every = torch.tensor([piece for row in ids for piece in row], dtype=torch.int64, device=self.device)
         loss = torch.nn.functional.ctc_loss(

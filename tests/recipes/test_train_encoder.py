@@ -1,13 +1,22 @@
 """The recipe's recogniser: its pieces, that it learns, and that the recipe begins with its encoder."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from nemo.collections.asr.models import ASRModel
 
 from recipes.talk import train_encoder
-from recipes.talk.train_encoder import EncoderTrainer, Pieces, centre_features, spoken, spread_evenly, turn_batches
+from recipes.talk.train_encoder import (
+    EncoderTrainer,
+    Pieces,
+    centre_features,
+    dialogue_batches,
+    spoken,
+    spread_evenly,
+    turn_batches,
+)
 from s2s_data.batch import Turn
 from s2s_model.duplex import DuplexS2SModel
 from s2s_train.config import load_config
@@ -95,6 +104,29 @@ def test_a_turn_is_heard_with_some_of_what_was_before():
             assert 0 <= start_s <= 1.51
             assert end_s == pytest.approx(start_s + 1)
             assert num_samples / RATE == pytest.approx(end_s + 0.5, abs=0.02)
+
+
+def test_dialogues_are_heard_whole():
+    short = dialogue() | {"source_audio": torch.ones(1, 150), "source_audio_lens": torch.tensor([150])}
+    (heard,) = dialogue_batches([short | {"source_texts": ["What? And?"]}], RATE)
+    assert heard.audio_BS.tolist() == [[1.0] * 150 + [0.0] * 50]
+    assert (heard.lens_B.tolist(), heard.texts) == ([150], ["What? And?"])
+
+
+def test_it_learns_from_turns_then_from_dialogues(trainer, monkeypatch):
+    steps = []
+    clock = iter(x / 4 for x in range(1000))
+    monkeypatch.setattr(train_encoder, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(train_encoder, "LOG_EVERY_S", 1000)
+
+    def step(heard, *, evenly):
+        steps.append((bool(heard.spans_s), evenly))
+        return torch.zeros(())
+
+    monkeypatch.setattr(trainer, "step", step)
+    trainer.train(10, 8)
+    assert [steps.count(kind) for kind in ((True, True), (True, False), (False, False))] == [6, 16, 16]
+    assert steps == sorted(steps, reverse=True)
 
 
 def test_pieces_are_spread_over_their_turn():
