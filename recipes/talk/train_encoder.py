@@ -29,13 +29,13 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from s2s_data.batch import DuplexBatch
-    from s2s_data.demo.voices import FloatArray
+    from s2s_data.dialogue import FloatArray
     from s2s_parallel.training_graphs import Results
     from s2s_train.config import AppConfig
 
 PEAK_RATE, WARM_UP_STEPS, LAST_SHARE = 1e-3, 300, 0.02
 ALPHABET = "▁'" + string.ascii_lowercase  # words that the training data lack can be spelt
-SIZE_S = 2  # turns are padded to lengths in steps of it: few sizes, each of which is a CUDA graph
+SIZE_S = 2  # audio is padded to lengths in steps of it: few sizes, each of which is a CUDA graph
 BEFORE_S, BEHIND_S = 1.5, 0.5  # of a turn: how much is heard too, before it at most
 EVEN_SHARE, TURNS_SHARE = 0.2, 0.6  # of the time: before CTC, and before whole dialogues
 LAG_S = 0.24  # from where a piece is said to where it should be written, at first
