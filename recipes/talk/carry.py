@@ -113,11 +113,11 @@ def unpack(args: argparse.Namespace) -> str:
         state |= load_file(args.parts / WEIGHTS.format(index))
     state |= {name: state[other] for name, other in rest.pop("tied", {}).items()}
     frozen = rest.pop("frozen")
-    section = asdict(cfg.model)
     if not any(name.startswith("perception.") for name in frozen):
-        section["pretrained_asr"] = None  # what it became is carried
-    state |= made_anew(build(cfg, section).state_dict(), frozen)
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
+        cfg.model.pretrained_asr = None  # what it became is carried
+    state |= made_anew(build(cfg, asdict(cfg.model)).state_dict(), frozen)
+    cfg.exp_manager.explicit_log_dir = str(args.run)
+    run.prepare(cfg)  # for what reads a run's config: validate, export
     AtomicCheckpointIO().save_checkpoint(rest | {"state_dict": state}, run.last_checkpoint)
     return f"{run.last_checkpoint}: step {rest.get('global_step')}; go on with train:fit"
 

@@ -10,6 +10,8 @@ from safetensors import safe_open
 
 from recipes.talk import carry
 from s2s_parallel.checkpoint import AtomicCheckpointIO
+from s2s_train.config import load_config
+from s2s_train.run_folder import RunFolder
 from tests.recipes.builders import fit, logged
 
 PART_MIB = 8
@@ -44,6 +46,8 @@ def test_a_run_goes_on_from_its_parts(run, stage, in_talk):
     shutil.rmtree(run)
     no_encoder = f"model.pretrained_asr={in_talk / 'elsewhere.nemo'}"  # it is trained on, so it is carried
     assert carry.main(["unpack", "parts", str(run), no_encoder]) == 0
+    unpacked = load_config(run / "config.yaml")  # as validate and export read it
+    assert (unpacked.model.pretrained_asr, RunFolder.of(unpacked).path) == (None, run)
     before, after = last(stage), last(run)
     assert after["state_dict"].keys() == before["state_dict"].keys()
     for name, value in before["state_dict"].items():

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from s2s_model import weight_tables
 from s2s_model.adamw import AdamW
 from s2s_model.param_groups import build_optimizers
-from s2s_model.weight_tables import PIECE, WeightTable, fit_in_a_table
+from s2s_model.weight_tables import PIECE, WeightTable, WeightTables, fit_in_a_table
 
 SHAPES = ((3, 5), (PIECE,), (2 * PIECE + 7,), (1,), (64, 96, 3))
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -129,26 +130,48 @@ def test_is_built_from_a_config() -> None:
 
 def test_table_names_each_piece() -> None:
     tensors = [torch.zeros(PIECE + 1), torch.zeros(3)]
-    table = WeightTable()
-    table.follow([tensors, tensors])
+    table = WeightTable([tensors, tensors])
     assert table.weight_of_piece.tolist() == [0, 0, 1]
     assert table.rows[:, 0].tolist() == [tensor.data_ptr() for tensor in tensors]
     assert table.rows[:, 2:].tolist() == [[PIECE + 1, 0], [3, 2]]
     assert not fit_in_a_table(tensors)  # a CPU has no such kernel
 
 
+def test_tables_are_known_by_where_tensors_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[Any] = []
+
+    def fit(*lists: list[Tensor]) -> bool:
+        looked_at.append(lists)
+        return True
+
+    monkeypatch.setattr(weight_tables, "fit_in_a_table", fit)
+    weights, steps = [torch.zeros(6, 2)], [torch.zeros(())]
+    one, other = [torch.zeros(6, 2)], [torch.zeros(6, 2)]
+    tables = WeightTables()
+    found = [tables.find(weights, each, steps=steps) for each in (one, other, one, other)]
+    assert found[2] is found[0]
+    assert found[3] is found[1]
+    assert [table and table.rows[0, 1].item() for table in found[:2]] == [one[0].data_ptr(), other[0].data_ptr()]
+    assert tables.find(weights, [one[0].view(2, 6).T], steps=steps) is not found[0], (
+        "the same place, laid out otherwise"
+    )
+    assert tables.find([weights[0].clone()], one, steps=steps) is not found[0]
+    assert len(looked_at) == 4
+    monkeypatch.setattr(weight_tables, "MOST_TABLES", 4)
+    tables.find(weights, [torch.zeros(6, 2)], steps=steps)
+    tables.find(weights, one, steps=steps)
+    assert len(looked_at) == 6, "forgotten, and looked at anew"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or S2S_TEST_ON_GPU isn't set")
 def test_table_of_moved_gradients_is_sent_without_a_wait() -> None:
     weights = [torch.zeros(PIECE + 1, device="cuda")]
     gradients = [[torch.ones(PIECE + 1, device="cuda")] for _ in range(3)]
-    table = WeightTable()
-    table.follow([weights, gradients[0]])
+    tables = WeightTables()
+    assert tables.find(weights, gradients[0], steps=[]) is not None
     torch.cuda.set_sync_debug_mode("error")
     try:
-        tables = []
-        for each in gradients[1:]:
-            table.follow([weights, each])
-            tables.append(table.rows)
+        found = [tables.find(weights, each, steps=[]) for each in gradients[1:]]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert [rows[0, 1].item() for rows in tables] == [each[0].data_ptr() for each in gradients[1:]]
+    assert [table and table.rows[0, 1].item() for table in found] == [each[0].data_ptr() for each in gradients[1:]]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from s2s_model.weight_tables import WeightTable, fit_in_a_table
+from s2s_model.weight_tables import WeightTable, WeightTables
 from s2s_parallel.gradients import local_parts
 
 
@@ -49,7 +49,7 @@ class AdamW(torch.optim.AdamW):
         if not fused:
             raise ValueError("s2s_model.adamw.AdamW is fused: leave `fused` out, or use torch.optim.AdamW")
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
-        self._tables: dict[int, WeightTable] = {}
+        self._tables: dict[int, WeightTables] = {}
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -69,19 +69,19 @@ class AdamW(torch.optim.AdamW):
             self._init_group(group, *lists)  # type: ignore[no-untyped-call]
             lists = [local_parts(tensors) for tensors in lists]
             params, gradients, means, squares, _, steps = lists
-            if fit_in_a_table(params, gradients, means, squares):
-                self._step_at_once(index, group, (params, gradients, means, squares, steps))
+            tables = self._tables.setdefault(index, WeightTables())
+            on_gpu = bool(params) and params[0].is_cuda
+            table = tables.find(params, gradients, means, squares, steps=steps) if on_gpu else None
+            if table is not None:
+                self._step_at_once(table, group, steps)
             elif params:
                 self._leave_to_torch(group, lists)
         return loss
 
-    def _step_at_once(self, index: int, group: dict[str, Any], lists: tuple[list[Tensor], ...]) -> None:
+    def _step_at_once(self, table: WeightTable, group: dict[str, Any], steps: list[Tensor]) -> None:
         from s2s_model.adamw_triton import update
 
-        steps = lists[-1]
         torch._foreach_add_(steps, 1)
-        table = self._tables.setdefault(index, WeightTable())
-        table.follow(lists)
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         update(table, group, scale, found_inf)
         if found_inf is not None:

