@@ -2,7 +2,7 @@
 
     hatch run recipe:prepare talk
     hatch run recipe:prepare talk --hours 12 --llm-vocabulary 8192    # for talk_carried.yaml
-    mkdir talk; cp recipes/talk/codec.nemo talk    # before it: the published codec is taken, not one trained anew
+    mkdir talk; cp recipes/talk/*.nemo talk    # before it: the published codec and encoder, not ones trained anew
 
 What is there already stays: the same command goes on where it broke off, and takes a `codec.nemo` or an
 `encoder.nemo` that was put there. Both need a GPU: the codec is trained while the cores speak the corpus, the encoder

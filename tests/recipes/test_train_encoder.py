@@ -1,6 +1,7 @@
 """The recipe's recogniser: its pieces, that it learns, and that the recipe begins with its encoder."""
 
 import math
+import tarfile
 from types import SimpleNamespace
 
 import pytest
@@ -153,13 +154,30 @@ def test_the_likeliest_pieces_are_written_once(trainer, pieces):
     assert trainer.written(log_probs_BTV, torch.tensor([len(frames) - 3])) == ["what is"]
 
 
-def test_the_recipe_begins_with_its_encoder(in_talk):
-    recogniser = ASRModel.restore_from(str(in_talk / "encoder.nemo"), map_location="cpu")
-    overrides = [f"model.pretrained_llm={in_talk / 'llm'}", *TOKENS]
+@pytest.mark.parametrize("folder", ["", RECIPES], ids=["made here", "published"])
+def test_the_recipe_begins_with_its_encoder(folder, in_talk):
+    path = str(in_talk / folder / "encoder.nemo")
+    recogniser = ASRModel.restore_from(path, map_location="cpu")
+    overrides = [f"model.pretrained_llm={in_talk / 'llm'}", f"model.pretrained_asr={path}", *TOKENS]
     model = DuplexS2SModel(load_config(RECIPES / "talk.yaml", overrides).model, frame_length_s=0.08)
     own = model.perception.encoder.state_dict()
     for name, value in recogniser.encoder.state_dict().items():
         assert torch.equal(own[name], value), name
+
+
+def test_it_is_saved_in_half_the_space(trainer, tmp_path):
+    own = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.round_weights()
+    trainer.save(tmp_path / "half.nemo")
+    parameters = dict(trainer.model.named_parameters())
+    with tarfile.open(tmp_path / "half.nemo") as archive:
+        name = next(name for name in archive.getnames() if name.endswith("model_weights.ckpt"))
+        saved = torch.load(archive.extractfile(name))
+    for name, value in saved.items():
+        wanted = own[name].bfloat16() if name in parameters else own[name]
+        assert value.dtype == wanted.dtype, name
+        assert torch.equal(value, wanted), name
+    assert any(name not in parameters for name in saved)
 
 
 @pytest.mark.parametrize(("name", "told"), [("a.nemo", "is there already"), ("a.pt", "doesn't end in .nemo")])

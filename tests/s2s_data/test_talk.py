@@ -13,10 +13,11 @@ from lhotse.shar import SharWriter
 from s2s_data import DuplexDataset, check_shar
 from s2s_data.cli import main
 from s2s_data.demo import Voice
+from s2s_data.demo.corpus import agent_speech
 from s2s_data.errors import DataError
 from s2s_data.roles import Roles
 from s2s_data.talk import FRAMES, SKILLS, TalkConfig, ask, build_talk_corpus, dialogue, split_cases
-from s2s_data.talk.corpus import FIELDS, lay_out, render, splits
+from s2s_data.talk.corpus import FADE_S, FIELDS, lay_out, render, splits
 from s2s_data.talk.numbers import spoken
 from s2s_data.talk.rooms import noise, room
 from s2s_data.talk.skills import MISHEARD
@@ -178,6 +179,10 @@ def test_turns_lie_as_planned():
     assert answer.start == question.end + SMALL.answer_gap_frames
     assert answer.end - SMALL.overlap_frames <= next_question.start < answer.end
     assert answer.value is None
+    whole_S = agent_speech(talk.exchanges[0].answer, SMALL.agent_rate_hz, SMALL.agent_voice)
+    heard = len(answer.audio) - round(FADE_S * SMALL.agent_rate_hz)
+    assert np.array_equal(answer.audio[:heard], whole_S[:heard]), "nothing tells before that it will break off"
+    assert answer.audio[-1] == 0
     assert turns[-1].value == talk.exchanges[-1].value
     assert num_frames == turns[-1].end + SMALL.tail_frames
 

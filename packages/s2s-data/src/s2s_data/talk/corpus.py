@@ -25,6 +25,7 @@ from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
 from s2s_data.whole_shard import whole_shard
 
 FRAME_SAMPLES = round(FRAME_S * ENGINE_RATE_HZ)
+FADE_S = 0.02  # of an answer that is cut off
 DIALOGUE_S = 15.3  # what a training dialogue lasts on average: 2,618 took 11.10 hours
 UNFINISHED = "unfinished.json"  # the settings of a corpus that isn't whole yet
 FOLDERS = ("corpus", "noise", "rooms")
@@ -203,16 +204,37 @@ def lay_out(talk: Talk, config: TalkConfig, voice: Voice) -> tuple[list[Turn], i
         said, words = _said(talk, i, voice)
         question = Turn("user", exchange.question, begins, said, ENGINE_RATE_HZ, words=words)
         cut_off = i in talk.barge_ins
-        text = first_words(exchange.answer) if cut_off else exchange.answer
+        speech = agent_speech(exchange.answer, config.agent_rate_hz, config.agent_voice)
+        text = exchange.answer
+        if cut_off:
+            text = first_words(text)
+            speech = broken_off(speech, len(agent_speech(text, config.agent_rate_hz, config.agent_voice)), config)
         answer = Turn(
-            "agent", text, question.end + config.answer_gap_frames,
-            agent_speech(text, config.agent_rate_hz, config.agent_voice), config.agent_rate_hz,
+            "agent", text, question.end + config.answer_gap_frames, speech, config.agent_rate_hz,
             None if cut_off else exchange.value,
         )  # fmt: skip
         turns += [question, answer]
         # The user starts while the agent is speaking; the agent finishes the word in progress.
         clock = cut_off_by(config.overlap_frames, answer) if cut_off else answer.end
     return turns, max(turn.end for turn in turns) + config.tail_frames
+
+
+def broken_off(speech_S: FloatArray, num_samples: int, config: TalkConfig) -> FloatArray:
+    """The beginning of an answer that is cut off, faded out.
+
+    First words spoken for themselves would sound otherwise from their first frame on, and a model would hear in its own
+    voice that the user is about to interrupt.
+
+    Args:
+        speech_S: the whole answer.
+        num_samples: of the words that are heard, spoken for themselves: a frame longer, since a last word is drawn out.
+        config: with the agent's rate.
+    """
+    frame = round(FRAME_S * config.agent_rate_hz)
+    begun_S = speech_S[: max(2 * frame, num_samples - frame)].copy()
+    fade = round(FADE_S * config.agent_rate_hz)
+    begun_S[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
+    return begun_S
 
 
 def _said(talk: Talk, index: int, voice: Voice) -> tuple[FloatArray, tuple[tuple[str, int, int], ...]]:
