@@ -1,4 +1,4 @@
-"""Make what the recipe trains on and with: the corpus, the codec, the LLM, the codes of the corpus, and the encoder.
+"""Make what the recipe trains on and with: the corpus, codec, LLM, codes, the encoder, and the times of words.
 
     hatch run recipe:prepare talk
     hatch run recipe:prepare talk --hours 12 --llm-vocabulary 8192    # for talk_carried.yaml
@@ -36,8 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             codec.result()
         store_codes(args.folder)
         train_encoder(args.folder, args.encoder_minutes, args.processes)
+        align_words(args.folder)
     except subprocess.CalledProcessError as error:
-        print(f"prepare: {Path(error.cmd[1]).name} ended with {error.returncode}, as told above", file=sys.stderr)
+        script = error.cmd[2] if error.cmd[1] == "-m" else Path(error.cmd[1]).name
+        print(f"prepare: {script} ended with {error.returncode}, as told above", file=sys.stderr)
         return USER_ERROR
     except (OSError, ValueError, ImportError) as error:
         print(f"prepare: {error}", file=sys.stderr)
@@ -140,6 +142,17 @@ def train_encoder(folder: Path, minutes: float, processes: int) -> None:
         recipe = ROOT / "recipes/talk/talk.yaml"
         _run("recipes/talk/train_encoder.py", recipe, part, workers, "--minutes", minutes, TALK=folder)
         part.rename(encoder)
+
+
+def align_words(folder: Path) -> None:
+    """Give the users' words the times at which `encoder.nemo` hears them; those that have them stay.
+
+    Raises:
+        subprocess.CalledProcessError: what went wrong has been printed.
+    """
+    shars = sorted((folder / "corpus").resolve().iterdir())
+    command = [sys.executable, "-m", "recipes.talk.align", str((folder / "encoder.nemo").resolve()), *map(str, shars)]
+    subprocess.run(command, check=True, cwd=ROOT)
 
 
 def _run(script: str, *arguments: object, **environment: object) -> None:

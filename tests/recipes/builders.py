@@ -12,7 +12,6 @@ RECIPES = Path(__file__).parents[2] / "recipes/talk"
 TOKENS = ["model.text_pad_token=<pad>", "model.text_bos_token=<s>", "model.text_eos_token=</s>"]
 ON_A_CPU = [
     "trainer.accelerator=cpu", "trainer.precision=32-true", "parallel.compile=false", "parallel.cuda_graphs=false",
-    "parallel.activation_memory_budget=1", "parallel.encoder_memory_budget=1",
 ]  # fmt: skip
 SHORT = [
     "trainer.max_steps=2", "trainer.limit_train_batches=2", "trainer.log_every_n_steps=1", "model.scoring_asr=none",
