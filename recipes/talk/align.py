@@ -181,7 +181,7 @@ def times(turn: Mapping[str, Any], heard: Sequence[Word]) -> list[tuple[str, flo
     )
     ends_s = [found[i].end_s - LATE_S if i in found else starts_s[i] for i in range(len(words))]
     return [
-        (word, round(float(begun_s), 3), round(max(0.0, ended_s - begun_s), 3), float(i in found))
+        (word, round(float(begun_s), 3), round(max(0.0, float(ended_s - begun_s)), 3), float(i in found))
         for i, (word, begun_s, ended_s) in enumerate(zip(words, starts_s, ends_s, strict=True))
     ]
 

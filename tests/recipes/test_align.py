@@ -40,7 +40,7 @@ def test_misheard_words_lie_between_their_neighbours():
 
 def test_only_what_is_heard_about_then_is_of_the_turn():
     assert [score for *_, score in times(turn("what is", start=10.5), HEARD)] == [0, 1]
-    assert [score for *_, score in times(turn("forty two", start=11.9, duration=0.3), HEARD)] == [1, 0]
+    assert [score for *_, score in times(turn("forty two", start=11.9, duration=0.2), HEARD)] == [1, 0]
 
 
 def test_a_turn_of_which_nothing_is_heard_is_spread():
