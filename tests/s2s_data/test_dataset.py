@@ -49,6 +49,15 @@ def test_the_users_text_alone_is_spread_where_the_config_says_so() -> None:
     assert torch.equal(spread["target_tokens"], plain["target_tokens"])
 
 
+def test_the_agents_text_alone_is_spread_where_the_config_says_so() -> None:
+    plain, spread = (dataset_of(config(spread_target_text=key), TOKENIZER)[[dialogue("cut")]] for key in (False, True))
+    pad, bos, eos = TOKENIZER.pad_id, TOKENIZER.bos_id, TOKENIZER.eos_id
+    it, is_, four = TOKENIZER.text_to_ids("it is four")
+    assert spread["target_tokens"][0, 11:21].tolist() == [bos, it, pad, is_, pad, pad, four, pad, pad, eos]
+    assert plain["target_tokens"][0, 11:21].tolist() == [bos, it, is_, four, *[pad] * 5, eos]
+    assert torch.equal(spread["source_tokens"], plain["source_tokens"])
+
+
 def with_words(cut_id: str, *items: AlignmentItem) -> MonoCut:
     """Return a dialogue whose user's turn, "what is two", has times of words."""
     cut = dialogue(cut_id)

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -185,6 +186,38 @@ def test_turns_lie_as_planned():
     assert answer.audio[-1] == 0
     assert turns[-1].value == talk.exchanges[-1].value
     assert num_frames == turns[-1].end + SMALL.tail_frames
+
+
+needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite isn't installed")
+
+
+@needs_flite
+def test_the_agent_s_words_have_their_times():
+    config = TalkConfig()
+    talk = next(talk for talk in some(TRAINING, 50, barge_in_share=1.0) if 0 in talk.barge_ins)
+    turns, _ = lay_out(talk, config, SMALL.user_voices[0])
+    for turn in turns[1::2]:
+        assert " ".join(word for word, _, _ in turn.words) == turn.text
+        starts, ends = [[word[i] for word in turn.words] for i in (1, 2)]
+        assert starts == [1, *ends[:-1]]
+        assert ends == sorted(set(ends))
+        assert turn.end - turn.start - 2 <= ends[-1] <= turn.end - turn.start
+    assert turns[1].words[-1][2] == turns[1].end - turns[1].start, "cut off where a word ends"
+
+
+@needs_flite
+def test_the_agent_s_text_stands_where_it_is_said(tmp_path):
+    talk = next(talk for talk in some(TRAINING, 50, barge_in_share=0.0) if len(talk.exchanges) == 1)
+    cut = render(talk, TalkConfig(), SMALL.user_voices[0], tmp_path)
+    (agent,) = [turn for turn in Roles.of(["user"], ["agent"]).turns(cut) if turn.role == "agent"]
+    tokenizer = WordTokenizer()
+    plain, spread = (
+        DuplexDataset(tokenizer, spread_target_text=key)[[cut]]["target_tokens"][0] for key in (False, True)
+    )
+    frames = (spread > tokenizer.eos_id).nonzero()[:, 0]
+    start = round(agent.start_s / 0.08)
+    assert (frames - start).tolist() == [round(word.start_s / 0.08) for word in agent.words]
+    assert spread[spread > 0].tolist() == plain[plain > 0].tolist(), "the same text and control tokens"
 
 
 def test_a_corpus_that_training_can_use(tmp_path):

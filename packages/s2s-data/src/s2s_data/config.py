@@ -130,6 +130,9 @@ class DataConfig:
     # model.predict_user_text, which can't write what it hasn't heard yet. Words' times (alignment["word"] of lhotse's
     # supervisions) tell where, where there are some.
     spread_source_text: bool = False
+    # The same of the agent's turns: what is written then stands where it is said, and an answer that the user cuts off
+    # ends in both. Let the text go ahead of the speech with model.advance_text_channel_by.
+    spread_target_text: bool = False
     # What is trained on.
     train_ds: TrainDataConfig = field(default_factory=TrainDataConfig)
     # What is validated on.

@@ -52,6 +52,8 @@ class DuplexDataset(Dataset[DuplexBatch]):
     spread_source_text
         Spread the tokens of a user's turn over it, by the times of its words where it has them, instead of one a
         frame from its start.
+    spread_target_text
+        The same of the agent's turns.
     load_target_audio
         Load the agent's audio even if its codes are stored.
     codec_fingerprint
@@ -74,6 +76,7 @@ class DuplexDataset(Dataset[DuplexBatch]):
         input_roles: Collection[str] = ("user",),
         output_roles: Collection[str] = ("agent",),
         spread_source_text: bool = False,
+        spread_target_text: bool = False,
         load_target_audio: bool = True,
         codec_fingerprint: str | None = None,
     ) -> None:
@@ -84,6 +87,7 @@ class DuplexDataset(Dataset[DuplexBatch]):
         self.target_sample_rate_hz = target_sample_rate
         self.roles = Roles.of(input_roles, output_roles)
         self.spread_source_text = spread_source_text
+        self.spread_target_text = spread_target_text
         self.load_target_audio = load_target_audio
         self.codec_fingerprint = codec_fingerprint
         self._too_long = TextFitLog(TOO_LONG)
@@ -153,7 +157,7 @@ class DuplexDataset(Dataset[DuplexBatch]):
         source = [self._text_channel(dialogue, USER) for dialogue in dialogues]
         for dialogue, agent, user in zip(dialogues, target, source, strict=True):
             self._too_long.add(dialogue.cut_id, agent.num_dropped_tokens)
-            self._mistimed.add(dialogue.cut_id, user.num_mistimed_turns)
+            self._mistimed.add(dialogue.cut_id, agent.num_mistimed_turns + user.num_mistimed_turns)
         rows = rows or Rows(None, None)
         source_audio_BS, source_audio_lens_B = pad_rows([dialogue.source_S for dialogue in dialogues], rows.source_BS)
         target_tokens_BT, target_token_lens_B = self._pad_tokens(target)
@@ -189,7 +193,7 @@ class DuplexDataset(Dataset[DuplexBatch]):
         return sum(len(self.tokenizer.text_to_ids(clean_text(agent.text or ""))) for agent in agents)
 
     def _text_channel(self, dialogue: Dialogue, role: str) -> TextChannel:
-        spread = self.spread_source_text and role == USER
+        spread = self.spread_source_text if role == USER else self.spread_target_text
         return build_text_channel(_turns(dialogue, role), dialogue.grid, self.tokenizer, spread=spread)
 
     def _pad_tokens(self, channels: Sequence[TextChannel]) -> tuple[Tensor, Tensor]:

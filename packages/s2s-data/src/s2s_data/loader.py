@@ -444,6 +444,7 @@ def dataset_of(cfg: DataConfig, tokenizer: TextTokenizer, **options: Any) -> Dup
         input_roles=cfg.input_roles,
         output_roles=cfg.output_roles,
         spread_source_text=cfg.spread_source_text,
+        spread_target_text=cfg.spread_target_text,
         **options,
     )
 

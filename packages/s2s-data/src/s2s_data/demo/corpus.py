@@ -55,7 +55,7 @@ class Turn:
     audio: FloatArray  # [S] at the role's rate, whole frames
     rate_hz: int
     value: str | None = None  # what an answer has to contain
-    words: tuple[tuple[str, int, int], ...] = ()  # where it has a pause, its parts: from and to which frame of the turn
+    words: tuple[tuple[str, int, int], ...] = ()  # its words or parts: from and to which frame of the turn
 
     @property
     def end(self) -> int:

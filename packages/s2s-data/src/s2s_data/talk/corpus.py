@@ -25,6 +25,7 @@ from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
 from s2s_data.whole_shard import whole_shard
 
 FRAME_SAMPLES = round(FRAME_S * ENGINE_RATE_HZ)
+SILENT_FRAMES = 1  # at the beginning of `agent_speech`
 FADE_S = 0.02  # of an answer that is cut off
 DIALOGUE_S = 15.3  # what a training dialogue lasts on average: 2,618 took 11.10 hours
 UNFINISHED = "unfinished.json"  # the settings of a corpus that isn't whole yet
@@ -204,14 +205,11 @@ def lay_out(talk: Talk, config: TalkConfig, voice: Voice) -> tuple[list[Turn], i
         said, words = _said(talk, i, voice)
         question = Turn("user", exchange.question, begins, said, ENGINE_RATE_HZ, words=words)
         cut_off = i in talk.barge_ins
-        speech = agent_speech(exchange.answer, config.agent_rate_hz, config.agent_voice)
-        text = exchange.answer
-        if cut_off:
-            text = first_words(text)
-            speech = broken_off(speech, len(agent_speech(text, config.agent_rate_hz, config.agent_voice)), config)
+        text = first_words(exchange.answer) if cut_off else exchange.answer
+        speech, answer_words = _answered(exchange.answer, text, config)
         answer = Turn(
             "agent", text, question.end + config.answer_gap_frames, speech, config.agent_rate_hz,
-            None if cut_off else exchange.value,
+            None if cut_off else exchange.value, answer_words,
         )  # fmt: skip
         turns += [question, answer]
         # The user starts while the agent is speaking; the agent finishes the word in progress.
@@ -219,22 +217,30 @@ def lay_out(talk: Talk, config: TalkConfig, voice: Voice) -> tuple[list[Turn], i
     return turns, max(turn.end for turn in turns) + config.tail_frames
 
 
-def broken_off(speech_S: FloatArray, num_samples: int, config: TalkConfig) -> FloatArray:
-    """The beginning of an answer that is cut off, faded out.
+def _answered(answer: str, text: str, config: TalkConfig) -> tuple[FloatArray, tuple[tuple[str, int, int], ...]]:
+    """The agent's voice [S] that says `text`, all or the first words of an answer, and which frames its words take.
 
-    First words spoken for themselves would sound otherwise from their first frame on, and a model would hear in its own
-    voice that the user is about to interrupt.
-
-    Args:
-        speech_S: the whole answer.
-        num_samples: of the words that are heard, spoken for themselves: a frame longer, since a last word is drawn out.
-        config: with the agent's rate.
+    First words are the beginning of the whole answer's sound. Spoken for themselves they would sound otherwise from
+    their first frame on, and a model would hear in its own voice that the user is about to interrupt.
     """
-    frame = round(FRAME_S * config.agent_rate_hz)
-    begun_S = speech_S[: max(2 * frame, num_samples - frame)].copy()
-    fade = round(FADE_S * config.agent_rate_hz)
-    begun_S[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
-    return begun_S
+    speech_S = agent_speech(answer, config.agent_rate_hz, config.agent_voice)
+    words, ends = text.split(), _word_ends(answer, config.agent_voice)
+    size = round(FRAME_S * config.agent_rate_hz)
+    if text != answer:
+        # Pico doesn't tell where words end: about as far on as their letters are.
+        end = ends[len(words) - 1] if ends else round(len(speech_S) // size * len(text) / len(answer))
+        speech_S = speech_S[: max(2, end) * size].copy()
+        fade = round(FADE_S * config.agent_rate_hz)
+        speech_S[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
+    return speech_S, tuple(zip(words, (SILENT_FRAMES, *ends), ends, strict=False))
+
+
+def _word_ends(answer: str, voice: Voice) -> list[int]:
+    """The frame behind each word of `agent_speech`, each word at least one; none where the engine doesn't tell."""
+    ends: list[int] = []
+    for end_s in voice.say_timed(answer)[1]:
+        ends.append(max(SILENT_FRAMES + round(end_s / FRAME_S), ends[-1] + 1 if ends else SILENT_FRAMES + 1))
+    return ends
 
 
 def _said(talk: Talk, index: int, voice: Voice) -> tuple[FloatArray, tuple[tuple[str, int, int], ...]]:
