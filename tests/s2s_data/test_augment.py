@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import CutSet, Recording, RecordingSet
@@ -18,6 +19,7 @@ from s2s_data import DataError, FrameGrid, Turn
 from s2s_data.augment.chain import Augmentations, build_augmentations
 from s2s_data.augment.config import AugmentConfig
 from s2s_data.augment.frames import frame_start
+from s2s_data.augment.rir import convolved
 from s2s_data.batch import TimedWords
 from s2s_data.dialogue import Dialogue, FloatArray, IntArray
 from s2s_data.errors import UnreadableCutError
@@ -458,6 +460,14 @@ def test_rir_takes_the_direct_path_delay_out_and_keeps_length_and_energy(tmp_pat
     assert np.flatnonzero(np.abs(heard_S) > 1e-3).tolist() == [32000, 32800]
     assert heard_S[32800] / heard_S[32000] == pytest.approx(-0.5, abs=1e-4)
     assert np.sum(heard_S**2) == pytest.approx(1, abs=1e-4)
+
+
+@given(num_dry=st.integers(1, 300), num_response=st.integers(1, 90))
+def test_pieces_are_convolved_as_the_whole_is(num_dry: int, num_response: int) -> None:
+    rng = np.random.default_rng([num_dry, num_response])
+    dry_S, response_R = (rng.normal(size=size).astype(np.float32) for size in (num_dry, num_response))
+    found_S = convolved(torch.from_numpy(dry_S), torch.from_numpy(response_R))
+    np.testing.assert_allclose(found_S.numpy(), np.convolve(dry_S, response_R), atol=1e-4)
 
 
 def test_a_silent_response_is_refused(tmp_path: Path) -> None:
