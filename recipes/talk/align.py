@@ -22,13 +22,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lhotse.serialization import load_jsonl
 from torch import Tensor
 
 from recipes.talk.train_encoder import spoken
+from s2s_data.audio import load_audio, pad_rows
+from s2s_data.roles import USER
+from s2s_data.shar import CUTS, RECORDING, Shard
 
-USER = "user"
 BATCH = 32  # dialogues
-SIZE_S = 2  # audio is padded to lengths in steps of it
 BEFORE_S, BEHIND_S = 0.16, 0.8  # of a turn: where words of it may be heard
 LATE_S = 0.16  # a recogniser that hears nothing ahead hears a word about so late
 USER_ERROR = 2  # exit code, as argparse's own
@@ -65,7 +67,7 @@ def align(recogniser: Path, shars: Sequence[Path]) -> None:
     for shar, manifests in shards.items():
         num_words = num_heard = 0
         for manifest in manifests:
-            cuts = [json.loads(line) for line in gzip.decompress(manifest.read_bytes()).splitlines()]
+            cuts = list(load_jsonl(manifest))
             if all(is_aligned(turn) for cut in cuts for turn in turns_of(cut)):
                 continue
             listener = listener or Listener(recogniser)
@@ -109,25 +111,20 @@ class Listener:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = EncDecCTCModel.restore_from(str(path), map_location=self._device).eval()
         self._labels = list(self._model.decoder.vocabulary)
-        stride_s = self._model.cfg.preprocessor.window_stride
-        self._frame_s = float(stride_s * self._model.encoder.subsampling_factor)
+        features = self._model.cfg.preprocessor
+        self._rate_hz = int(features.sample_rate)
+        self._frame_s = float(features.window_stride * self._model.encoder.subsampling_factor)
 
     def words(self, manifest: Path) -> Iterator[list[Word]]:
         """What is heard in each cut of a shard, in their order."""
-        from lhotse import CutSet
-
         recordings = manifest.with_name(manifest.name.replace("cuts.", "recording.").replace(".jsonl.gz", ".tar"))
-        shard = iter(CutSet.from_shar(fields={"cuts": [str(manifest)], "recording": [str(recordings)]}))
-        while cuts := list(islice(shard, BATCH)):
-            with ThreadPoolExecutor() as decoders:
-                audio = [*decoders.map(lambda cut: cut.load_audio()[0], cuts)]
-            step = SIZE_S * cuts[0].sampling_rate
-            audio_BS = np.zeros((len(cuts), -(-max(map(len, audio)) // step) * step), dtype=np.float32)
-            for row_S, heard_S in zip(audio_BS, audio, strict=True):
-                row_S[: len(heard_S)] = heard_S
-            labels_BT, frames_B = self._listen(torch.from_numpy(audio_BS), torch.tensor([*map(len, audio)]))
-            for labels_T, num_frames in zip(labels_BT.tolist(), frames_B.tolist(), strict=True):
-                yield heard_words(labels_T[:num_frames], self._labels, self._frame_s)
+        shard = Shard({CUTS: str(manifest), RECORDING: str(recordings)}).cuts()
+        with ThreadPoolExecutor() as decoders:
+            while cuts := list(islice(shard, BATCH)):
+                audio = decoders.map(lambda cut: load_audio(cut, RECORDING, self._rate_hz), cuts)
+                labels_BT, frames_B = self._listen(*pad_rows(list(audio)))
+                for labels_T, num_frames in zip(labels_BT.tolist(), frames_B.tolist(), strict=True):
+                    yield heard_words(labels_T[:num_frames], self._labels, self._frame_s)
 
     @torch.inference_mode()
     def _listen(self, audio_BS: Tensor, lens_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train_encoder(args.folder, args.encoder_minutes, args.processes)
         align_words(args.folder)
     except subprocess.CalledProcessError as error:
-        script = error.cmd[2] if error.cmd[1] == "-m" else Path(error.cmd[1]).name
-        print(f"prepare: {script} ended with {error.returncode}, as told above", file=sys.stderr)
+        print(f"prepare: {Path(error.cmd[1]).name} ended with {error.returncode}, as told above", file=sys.stderr)
         return USER_ERROR
     except (OSError, ValueError, ImportError) as error:
         print(f"prepare: {error}", file=sys.stderr)
@@ -150,9 +149,8 @@ def align_words(folder: Path) -> None:
     Raises:
         subprocess.CalledProcessError: what went wrong has been printed.
     """
-    shars = sorted((folder / "corpus").resolve().iterdir())
-    command = [sys.executable, "-m", "recipes.talk.align", str((folder / "encoder.nemo").resolve()), *map(str, shars)]
-    subprocess.run(command, check=True, cwd=ROOT)
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # it imports another recipe
+    _run("recipes/talk/align.py", folder / "encoder.nemo", *sorted((folder / "corpus").iterdir()), PYTHONPATH=path)
 
 
 def _run(script: str, *arguments: object, **environment: object) -> None:

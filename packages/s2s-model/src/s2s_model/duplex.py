@@ -15,7 +15,7 @@ from torch import Tensor
 from s2s_data.batch import DuplexBatch
 from s2s_model.answering import AnsweringNetwork
 from s2s_model.config import ModelConfig
-from s2s_model.param_groups import build_optimizers, follow_config, parameter_groups
+from s2s_model.param_groups import build_optimizers, follow_config, parameter_groups, trained_weights
 from s2s_model.step_window import StepWindow, is_distributed
 from s2s_model.validation import ValidationLosses, ValOutput
 from s2s_model.verdicts import Verdicts, divide_gradients, forget, judges_itself, skip_where
@@ -153,20 +153,20 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         self.report_spreads()
         cuts = self._window.nonfinite_cuts()
         if cuts is None:
-            self._window.rescale(_trained(optimizer))
+            self._window.rescale(trained_weights(optimizer))
         else:
             self._undo_statistics()
             self._count_nonfinite(cuts, self.global_step)
         self._window.close()
 
     def _judge(self, optimizer: torch.optim.Optimizer) -> None:
-        norm = total_norm(_trained(optimizer))  # before the host waits, so that it waits once
+        norm = total_norm(trained_weights(optimizer))  # before the host waits, so that it waits once
         self.report_spreads()
         cuts = self._window.nonfinite_cuts()
         if cuts is None and not bool(torch.isfinite(norm)):  # all ranks agree on it
             cuts = self._window.cut_ids()
         if cuts is None:
-            self._norm = norm * self._window.rescale(_trained(optimizer)).to(norm.device)
+            self._norm = norm * self._window.rescale(trained_weights(optimizer)).to(norm.device)
         else:
             optimizer.zero_grad(set_to_none=True)  # with no gradient at all the step changes nothing
             self._undo_statistics()
@@ -175,8 +175,8 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
 
     def _let_judge(self, optimizer: torch.optim.Optimizer) -> None:
         """As `_judge`, by the device; the host learns of it at the next step."""
-        norm = total_norm(_trained(optimizer))
-        self._norm = norm * self._window.rescale(_trained(optimizer)).to(norm.device)
+        norm = total_norm(trained_weights(optimizer))
+        self._norm = norm * self._window.rescale(trained_weights(optimizer)).to(norm.device)
         bad = (self._window.has_nonfinite() | ~torch.isfinite(norm)).float()
         skip_where(optimizer, bad)
         for buffer, kept in self._statistics:
@@ -254,7 +254,7 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         """Clip by the norm over all devices, or by value; torch's own can't where some gradients are sharded."""
         if not gradient_clip_val:
             return
-        parameters = _trained(optimizer)
+        parameters = trained_weights(optimizer)
         if gradient_clip_algorithm == "value":
             clip_value(parameters, gradient_clip_val)
         elif self._norm is not None and self._device_judges:  # the optimizer scales them as it reads them
@@ -382,8 +382,3 @@ class DuplexS2SModel(AnsweringNetwork, LightningModule):
         from s2s_model.from_nemo import load_nemo_checkpoint
 
         return load_nemo_checkpoint(checkpoint, **overrides)
-
-
-def _trained(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    """The weights it changes: a walk through thousands of modules takes longer than a small model's step on a GPU."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -64,6 +64,11 @@ def parameter_groups(
     return [sorted_groups[key] for key in sorted(sorted_groups, key=lambda key: (key[0], not key[1]))]
 
 
+def trained_weights(optimizer: Optimizer) -> list[nn.Parameter]:
+    """The weights it changes: a walk through thousands of modules takes longer than a small model's step on a GPU."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def follow_config(
     saved: Sequence[dict[str, Any]], own: Sequence[Mapping[str, Any]], optimizer: Mapping[str, Any]
 ) -> list[str]:

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from s2s_model.adamw import AdamW
+from s2s_model.param_groups import trained_weights
 
 
 def judges_itself(optimizer: Optimizer) -> bool:
@@ -21,8 +22,9 @@ def judges_itself(optimizer: Optimizer) -> bool:
     """
     if not isinstance(optimizer, torch.optim.Adam) or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return False
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return isinstance(optimizer, AdamW) or not any(isinstance(parameter, DTensor) for parameter in parameters)
+    if isinstance(optimizer, AdamW):
+        return True
+    return not any(isinstance(weight, DTensor) for weight in trained_weights(optimizer))
 
 
 def skip_where(optimizer: Optimizer, bad: Tensor) -> None:

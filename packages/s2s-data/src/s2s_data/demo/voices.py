@@ -39,23 +39,24 @@ class Voice:
 
     def say(self, text: str) -> FloatArray:
         """Speak `text`; returns [S] float32 at 16 kHz, silence trimmed from both ends."""
-        audio_S, _, (first, end) = self._speak(text)
-        return audio_S[first:end]
+        return trim_silence(self._audio(text))
 
-    def say_timed(self, text: str) -> tuple[FloatArray, tuple[float, ...]]:
-        """As `say`, and when the text's words end, in seconds; flite tells, for pico there are none."""
-        audio_S, printed, (first, end) = self._speak(text)
-        ends_s = _word_ends(printed, [_num_sounds(self.speaker, word) for word in text.split()]) if printed else ()
-        return audio_S[first:end], tuple(end_s / self.speed - first / ENGINE_RATE_HZ for end_s in ends_s)
+    def word_ends(self, text: str) -> tuple[float, ...]:
+        """When the words of `text` end in what `say` returns, in seconds; flite tells, for pico there are none."""
+        _, printed = _speak(self, text)
+        if not printed:
+            return ()
+        first, _ = _loud_part(self._audio(text))
+        num_sounds = [_num_sounds(self.speaker, word) for word in text.split()]
+        return tuple(end_s / self.speed - first / ENGINE_RATE_HZ for end_s in _word_ends(printed, num_sounds))
 
-    def _speak(self, text: str) -> tuple[FloatArray, str, tuple[int, int]]:
-        """What is said, what the engine prints of it, and the part that is loud."""
+    def _audio(self, text: str) -> FloatArray:
         import soxr
 
-        audio_S, printed = _speak(self, text)
-        if self.speed != 1.0:
-            audio_S = np.asarray(soxr.resample(audio_S, ENGINE_RATE_HZ * self.speed, ENGINE_RATE_HZ), dtype=np.float32)
-        return audio_S, printed, _loud_part(audio_S)
+        audio_S, _ = _speak(self, text)
+        if self.speed == 1.0:
+            return audio_S
+        return np.asarray(soxr.resample(audio_S, ENGINE_RATE_HZ * self.speed, ENGINE_RATE_HZ), dtype=np.float32)
 
 
 AGENT_VOICE = Voice("slt", "flite", "slt")

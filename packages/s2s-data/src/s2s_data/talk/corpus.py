@@ -16,7 +16,16 @@ from lhotse import MonoCut
 from lhotse.serialization import load_jsonl
 from lhotse.shar import SharWriter
 
-from s2s_data.demo.corpus import FRAME_S, Turn, agent_speech, cut_of, cut_off_by, first_words, whole_frames
+from s2s_data.demo.corpus import (
+    FRAME_S,
+    Turn,
+    agent_speech,
+    cut_of,
+    cut_off_by,
+    first_words,
+    samples_per_frame,
+    whole_frames,
+)
 from s2s_data.demo.voices import AGENT_VOICE, ENGINE_RATE_HZ, FloatArray, Voice
 from s2s_data.errors import DataError
 from s2s_data.talk.plan import Held, Talk, dialogue, split_cases
@@ -225,7 +234,7 @@ def _answered(answer: str, text: str, config: TalkConfig) -> tuple[FloatArray, t
     """
     speech_S = agent_speech(answer, config.agent_rate_hz, config.agent_voice)
     words, ends = text.split(), _word_ends(answer, config.agent_voice)
-    size = round(FRAME_S * config.agent_rate_hz)
+    size = samples_per_frame(config.agent_rate_hz)
     if text != answer:
         # Pico doesn't tell where words end: about as far on as their letters are.
         end = ends[len(words) - 1] if ends else round(len(speech_S) // size * len(text) / len(answer))
@@ -238,7 +247,7 @@ def _answered(answer: str, text: str, config: TalkConfig) -> tuple[FloatArray, t
 def _word_ends(answer: str, voice: Voice) -> list[int]:
     """The frame behind each word of `agent_speech`, each word at least one; none where the engine doesn't tell."""
     ends: list[int] = []
-    for end_s in voice.say_timed(answer)[1]:
+    for end_s in voice.word_ends(answer):
         ends.append(max(SILENT_FRAMES + round(end_s / FRAME_S), ends[-1] + 1 if ends else SILENT_FRAMES + 1))
     return ends
 
