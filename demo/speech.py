@@ -36,29 +36,29 @@ def sentences() -> list[str]:
     return sorted(set(SENTENCE.findall(text)))
 
 
-def answers() -> list[str]:
-    """Everything that the agent may say in the demo, cut-off answers included."""
+def answers() -> list[tuple[str, ...]]:
+    """Everything that the agent may say in the demo, cut-off answers included, each a phrase."""
     full = {exchange.answer for exchange in all_exchanges()}
-    return sorted(full | {first_words(answer) for answer in full})
+    return [(text,) for text in sorted(full | {first_words(answer) for answer in full})]
 
 
-def talk_answers(count: int = 1500) -> list[str]:
-    """So many of what the agent says in training, each once."""
+def talk_answers(count: int = 1500) -> list[tuple[str, ...]]:
+    """So many of what the agent says in training, in phrases, each answer once."""
     training, _, _ = split_cases(seed=0)
     talks = (dialogue("train", i, training, ["any"], seed=0, pause_share=0.0, barge_in_share=0.0) for i in count_up())
-    told = (exchange.answer for talk in talks for exchange in talk.exchanges)
-    found: dict[str, None] = {}
+    told = (exchange.phrases for talk in talks for exchange in talk.exchanges)
+    found: dict[tuple[str, ...], None] = {}
     while len(found) < count:
         found[next(told)] = None
     return list(found)
 
 
-def write_answers(path: Path, texts: list[str], rate_hz: int = 22050, gap_frames: int = 4) -> None:
+def write_answers(path: Path, said: list[tuple[str, ...]], rate_hz: int = 22050, gap_frames: int = 4) -> None:
     """Write answers, each followed by `gap_frames` of silence, so that all of them start on a frame."""
     gap = np.zeros(gap_frames * samples_per_frame(rate_hz), dtype=np.float32)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        spoken = pool.map(lambda text: agent_speech(text, rate_hz), texts)
-        soundfile.write(path, np.concatenate([part for audio in spoken for part in (audio, gap)]), rate_hz)
+        spoken = pool.map(lambda phrases: agent_speech(phrases, rate_hz), said)
+        soundfile.write(path, np.concatenate([part for parts in spoken for part in (*parts, gap)]), rate_hz)
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
     said = answers() if args.of == "demo" else talk_answers()
     write_answers(args.out_dir / "answers.flac", said)
     rng = random.Random(0)
-    texts = said * 2 + sentences()
+    texts = [" ".join(phrases) for phrases in said] * 2 + sentences()
     rng.shuffle(texts)
     chunk: list[np.ndarray] = []
     seconds = total_s = 0.0

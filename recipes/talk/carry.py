@@ -3,9 +3,10 @@
     hatch run recipe:carry pack runs/talk_carried parts
     hatch run recipe:carry unpack parts runs/talk_carried     # there; then train:fit goes on
 
-A checkpoint holds the frozen weights too, and AdamW's two moments. Frozen weights are made anew there (by make_llm.py)
-and have to be the same to the last bit, which `unpack` checks. The moments start at zero again: some tens of steps of
-AdamW without experience, at the step, rate and place in the data where the run stopped.
+A checkpoint holds the frozen weights too, and AdamW's two moments. Frozen weights are made anew there (by make_llm.py,
+the encoder's of the published encoder.nemo) and have to be the same to the last bit, which `unpack` checks. The moments
+start at zero again: some tens of steps of AdamW without experience, at the step, rate and place in the data where the
+run stopped.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def unpack(args: argparse.Namespace) -> str:
     frozen = rest.pop("frozen")
     if not any(name.startswith("perception.") for name in frozen):
         cfg.model.pretrained_asr = None  # what it became is carried
+    cfg.model.pretrained_lora = None  # as well
     state |= made_anew(build(cfg, asdict(cfg.model)).state_dict(), frozen)
     cfg.exp_manager.explicit_log_dir = str(args.run)
     run.prepare(cfg)  # for what reads a run's config: validate, export
@@ -206,7 +208,7 @@ def made_anew(own: Mapping[str, Tensor], frozen: Mapping[str, Sequence[str]]) ->
         if value is None or fingerprint(value)[1] != digest:
             raise ValueError(
                 f"{name} isn't what the run was trained with: make model.pretrained_llm by make_llm.py of the same"
-                " package and --vocabulary as there, and keep model.pretrained_weights=true"
+                " package and --vocabulary as there, take the same encoder.nemo, and keep model.pretrained_weights=true"
             )
         made[name] = value
     return made

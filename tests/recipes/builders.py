@@ -24,6 +24,7 @@ ONE_STEP = [
     "data.train_ds.bucket_batch_size=[2,2,2,2,2]", "data.train_ds.bucket_buffer_size=6",
     "data.validation_ds.batch_size=2",
 ]  # fmt: skip
+READ_ONCE = ["--minutes", "0.001", "--batch", "2", "--scored", "2", "--processes", "0", *TOKENS]
 
 
 def fit(recipe: str, llm: Path, name: str, *overrides: str) -> list[dict[str, Any]]:

@@ -5,8 +5,8 @@ import pytest
 import soundfile
 from transformers import AutoConfig, LlamaForCausalLM
 
-from recipes.talk import train_encoder
-from tests.recipes.builders import ONE_STEP, RECIPES
+from recipes.talk import read, train_encoder
+from tests.recipes.builders import ONE_STEP, READ_ONCE, RECIPES
 from tests.s2s_data.builders import dialogues, write_shar
 from tests.s2s_model.builders import make_codec, make_llm
 
@@ -26,6 +26,8 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TALK", str(folder))
         assert train_encoder.main([str(RECIPES / "talk.yaml"), str(folder / "encoder.nemo"), *ONE_STEP]) == 0
+        llm = f"model.pretrained_llm={folder / 'llm'}"
+        assert read.main([str(RECIPES / "talk_carried.yaml"), str(folder / "reader"), *READ_ONCE, llm]) == 0
     return folder
 
 

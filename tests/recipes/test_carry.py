@@ -14,17 +14,21 @@ from s2s_train.config import load_config
 from s2s_train.run_folder import RunFolder
 from tests.recipes.builders import fit, logged
 
-PART_MIB = 8
+PART_MIB = 4
+ALL_BUT_THE_LLM = r'model.freeze_params=["^embed_asr_tokens\\."]'
 
 
 @pytest.fixture(scope="module")
 def stage(talk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one step; its LLM is frozen but for adapters."""
-    folder = tmp_path_factory.mktemp("stage")
+    """A run of one step; its LLM is frozen but for adapters, and so is its encoder."""
+    return one_step(talk, tmp_path_factory.mktemp("stage"))
+
+
+def one_step(talk: Path, folder: Path, *overrides: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TALK", str(talk))
         patch.chdir(folder)
-        fit("talk_carried", talk / "llm", "carried", "trainer.max_steps=1")
+        fit("talk_carried", talk / "llm", "carried", "trainer.max_steps=1", *overrides)
     return folder / "runs/carried"
 
 
@@ -44,21 +48,30 @@ def test_a_run_goes_on_from_its_parts(run, stage, in_talk):
     assert max(sizes) <= PART_MIB * carry.MIB
     assert len(sizes) > 3
     shutil.rmtree(run)
-    no_encoder = f"model.pretrained_asr={in_talk / 'elsewhere.nemo'}"  # it is trained on, so it is carried
-    assert carry.main(["unpack", "parts", str(run), no_encoder]) == 0
+    assert carry.main(["unpack", "parts", str(run), "model.pretrained_lora=/no/where"]) == 0  # it was trained on
     unpacked = load_config(run / "config.yaml")  # as validate and export read it
-    assert (unpacked.model.pretrained_asr, RunFolder.of(unpacked).path) == (None, run)
+    assert (unpacked.model.pretrained_lora, RunFolder.of(unpacked).path) == (None, run)
+    assert unpacked.model.pretrained_asr == str(in_talk / "encoder.nemo"), "its encoder is frozen, so it stays there"
     before, after = last(stage), last(run)
     assert after["state_dict"].keys() == before["state_dict"].keys()
     for name, value in before["state_dict"].items():
         assert torch.equal(after["state_dict"][name], value), name
     assert (after["global_step"], after["lr_schedulers"]) == (1, before["lr_schedulers"])
     assert after["optimizer_states"][0]["state"] == {}
-    carried = logged(fit("talk_carried", in_talk / "llm", "carried", "model.pretrained_asr=null"), "train_loss")
+    carried = logged(fit("talk_carried", in_talk / "llm", "carried", "model.pretrained_lora=null"), "train_loss")
     shutil.copytree(stage, Path("runs/stayed"))
     stayed = logged(fit("talk_carried", in_talk / "llm", "stayed"), "train_loss")
     assert [*carried] == [2]
     assert carried[2] == stayed[2], "the same weights and data: moments show from the next step on"
+
+
+def test_an_encoder_that_is_trained_is_carried(talk, in_talk):
+    run = one_step(talk, Path.cwd(), ALL_BUT_THE_LLM)
+    assert carry.main(["pack", str(run), "parts"]) == 0
+    assert carry.main(["unpack", "parts", "new", "model.pretrained_asr=/no/where.nemo"]) == 0
+    assert load_config(Path("new/config.yaml")).model.pretrained_asr is None
+    before, after = last(run)["state_dict"], last(Path("new"))["state_dict"]
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("perception.encoder."))
 
 
 def test_tied_weights_are_carried_once(run, capsys):
@@ -88,8 +101,8 @@ def test_other_frozen_weights_are_refused(run, capsys):
 
 
 def test_limits_are_kept(run, capsys):
-    assert carry.main(["pack", str(run), "parts", "--total-mib", "20"]) == 2
-    assert "may take 20" in capsys.readouterr().err
+    assert carry.main(["pack", str(run), "parts", "--total-mib", "5"]) == 2
+    assert "may take 5" in capsys.readouterr().err
     assert not Path("parts").exists()
     assert carry.main(["pack", str(run), "parts", "--part-mib", "0.5"]) == 2
     assert "a file 0.5: freeze it" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from s2s_data import check_shar
 from s2s_data.demo import DemoConfig, Voice, build_demo_corpus, corpus, plan_dialogues
 from s2s_data.demo.corpus import first_words, whole_frames
 from s2s_data.demo.dialogues import HELD_OUT_SHARE, all_exchanges, split_exchanges
-from s2s_data.demo.voices import _word_ends, trim_silence
+from s2s_data.demo.voices import trim_silence
 from s2s_data.roles import Roles
 
 PICO = Voice("pico-us", "pico", "en-US")
@@ -47,13 +47,6 @@ def test_equal_arguments_plan_equal_dialogues():
     assert any(d.barge_ins for d in plans[0].train)
     assert {d.voice for d in plans[0].train} == {"a", "b"}
     assert {d.voice for d in plans[0].heldout_voice} == {"c"}
-
-
-def test_words_end_with_their_last_sounds():
-    printed = "pau:0.1 s:0.2 er:0.3 pau:0.4 t:0.5 ay:0.6 "
-    assert _word_ends(printed, [2, 1, 1]) == (0.3, 0.5, 0.6)
-    assert _word_ends(printed, [4, 4]) == (0.3, 0.6), "a share of the sounds, where words alone have others"
-    assert _word_ends("pau:0.1 ", [2]) == ()
 
 
 def test_a_cut_off_answer_ends_at_a_word():

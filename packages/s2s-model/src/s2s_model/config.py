@@ -65,6 +65,7 @@ class ModelConfig:
     freeze_params: list[str] = field(default_factory=list)  # regexes over parameter names; each must match
     prevent_freeze_params: list[str] = field(default_factory=list)  # regexes that win over freeze_params
     lora: dict[str, Any] | None = None  # peft.LoraConfig's keys: adapters in the LLM, whose own weights are frozen
+    pretrained_lora: str | None = None  # folder or .safetensors of a peft adapter: model.lora starts there
 
     optimizer: dict[str, Any] = field(default_factory=lambda: {"_target_": "torch.optim.AdamW", "lr": 3e-4})
     param_groups: list[dict[str, Any]] = field(default_factory=list)  # [{match: regex, lr: ..., ...}]; the first counts

@@ -4,14 +4,19 @@ import difflib
 import logging
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from s2s_model.llm import llm_blocks, text_config
+from s2s_model.names import first_line
 
 log = logging.getLogger(__name__)
-KEY = "model.lora"
+KEY, PRETRAINED = "model.lora", "model.pretrained_lora"
+ADAPTER = "adapter_model.safetensors"  # peft's name
 TRAINED = r"^.+\.lora_.+$"  # the adapters' parameters, for `freeze`'s prevent_freeze_params
 
 _NUMBERS = {"r", "lora_alpha", "lora_dropout"}
@@ -62,6 +67,51 @@ def inject_lora(llm: nn.Module, config: Mapping[str, Any]) -> list[str]:
     _check_targets(llm, config.get("target_modules"))
     _check_tied(llm)
     return [name for name, parameter in llm.named_parameters() if parameter.requires_grad]
+
+
+def load_lora(llm: nn.Module, adapter: str) -> None:
+    """Let the adapters of `inject_lora` start from those that peft, or `save_lora`, saved, in place.
+
+    Args:
+        llm: with adapters.
+        adapter: a folder with `adapter_model.safetensors`, or such a file.
+
+    Raises:
+        ValueError: no such file, or its tensors aren't those of the adapters.
+    """
+    from peft import set_peft_model_state_dict
+    from peft.utils import get_peft_model_state_dict
+
+    path = Path(adapter).expanduser()
+    path = path / ADAPTER if path.is_dir() else path
+    try:
+        saved = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{PRETRAINED}: {adapter} is no adapter that peft saved: {first_line(error)}") from error
+    saved = {name.removeprefix("base_model.model."): value for name, value in saved.items()}
+    own = get_peft_model_state_dict(llm)
+    for name in sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name].shape != saved[name].shape]:
+        shapes = [list(state[name].shape) if name in state else "missing" for state in (saved, own)]
+        raise ValueError(
+            f"{PRETRAINED}: {path} isn't an adapter of {KEY}'s shape and target_modules: {name} is {shapes[0]} there, "
+            f"{shapes[1]} here"
+        )
+    set_peft_model_state_dict(llm, saved)
+
+
+def save_lora(llm: nn.Module, folder: Path) -> None:
+    """Write the adapters of `inject_lora` as peft does, for `load_lora`.
+
+    Raises:
+        OSError: `folder` can't be written.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {f"base_model.model.{name}": value.contiguous() for name, value in get_peft_model_state_dict(llm).items()}
+    save_file(state, folder / ADAPTER)
+    adapters: Any = getattr(llm, "peft_config", {})
+    adapters["default"].save_pretrained(str(folder))
 
 
 def merge_lora(llm: nn.Module) -> None:

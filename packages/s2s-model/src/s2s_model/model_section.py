@@ -25,6 +25,7 @@ def saved_section(model: "DuplexS2SModel", llm: str, codec: str) -> dict[str, An
         "pretrained_weights": False,
         "pretrained_llm": llm,
         "pretrained_asr": None,
+        "pretrained_lora": None,
         "pretrained_audio_codec": codec,
         "tokenizer_path": None,
         "text_pad_token": model.tokenizer.pad_token,
@@ -41,7 +42,7 @@ def without_weights(section: Mapping[str, Any]) -> dict[str, Any]:
 
     Where a pretrained ASR was the encoder, `perception` held only what differs from it.
     """
-    built = {**section, "pretrained_weights": False}
+    built = {**section, "pretrained_weights": False, "pretrained_lora": None}
     if section.get("pretrained_weights", True) and section.get("pretrained_asr") not in (None, "", "none"):
         from s2s_model.perception.build import is_hugging_face
 

@@ -39,7 +39,7 @@ from s2s_model.llm import (
     text_logits,
     whole_rows,
 )
-from s2s_model.lora import TRAINED, inject_lora
+from s2s_model.lora import TRAINED, inject_lora, load_lora
 from s2s_model.losses import LossSums, code_loss_sum, codebook_weights, text_loss_sum, token_weights
 from s2s_model.perception import build_perception
 from s2s_model.sampling import check_sampling
@@ -123,6 +123,8 @@ class DuplexNetwork(nn.Module):
             self.embed_asr_tokens = copy.deepcopy(self.llm.get_input_embeddings())
         if self.cfg.lora is not None:
             inject_lora(self.llm, self.cfg.lora)
+            if self.cfg.pretrained_lora is not None:
+                load_lora(self.llm, self.cfg.pretrained_lora)
 
     def _build_speech_channel(self) -> None:
         K, C, H = self.audio_codec.num_codebooks, self.speech.vocab_size, hidden_size(self.llm)
@@ -438,6 +440,8 @@ def _check_figures(config: ModelConfig) -> None:
         for key, default in (("delay_source_text_by", 0), ("asr_loss_weight", 1.0)):
             if getattr(config, key) != default:
                 raise ValueError(f"model.{key} has no effect without model.predict_user_text: set both or none")
+    if config.pretrained_lora is not None and config.lora is None:
+        raise ValueError("model.pretrained_lora is an adapter, and model.lora is null: describe its shape there")
     check_sampling(config.generation, "model.generation")
 
 

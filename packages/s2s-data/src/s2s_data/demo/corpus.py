@@ -76,16 +76,17 @@ def whole_frames(audio_S: FloatArray, rate_hz: int) -> FloatArray:
     return padded
 
 
-def agent_speech(text: str, rate_hz: int, voice: Voice | None = None) -> FloatArray:
-    """`voice`, by default the agent's, says `text` after a frame of silence: [S] float32 at `rate_hz`, whole frames.
+def agent_speech(phrases: Sequence[str], rate_hz: int, voice: Voice | None = None) -> list[FloatArray]:
+    """A frame of silence, then each phrase as `voice`, by default the agent's, says it: [S] float32 at `rate_hz`.
 
-    The model has its control code "the agent starts" in a turn's first frame, so what sounds there is never learned.
+    All are whole frames. The model has its control code "the agent starts" in a turn's first frame, so what sounds
+    there is never learned.
     """
     import soxr
 
-    audio = soxr.resample((voice or AGENT_VOICE).say(text), ENGINE_RATE_HZ, rate_hz)
-    speech = whole_frames(np.asarray(audio, dtype=np.float32), rate_hz)
-    return np.concatenate([np.zeros(samples_per_frame(rate_hz), dtype=np.float32), speech])
+    said = (soxr.resample((voice or AGENT_VOICE).say(phrase), ENGINE_RATE_HZ, rate_hz) for phrase in phrases)
+    silence = np.zeros(samples_per_frame(rate_hz), dtype=np.float32)
+    return [silence, *(whole_frames(np.asarray(audio_S, dtype=np.float32), rate_hz) for audio_S in said)]
 
 
 def first_words(text: str) -> str:
@@ -109,7 +110,8 @@ def lay_out(dialogue: Dialogue, config: DemoConfig, voice: Voice) -> tuple[list[
         start = question.end + config.answer_gap_frames
         cut_off = i in dialogue.barge_ins
         text = first_words(exchange.answer) if cut_off else exchange.answer
-        answer = Turn("agent", text, start, agent_speech(text, config.agent_rate_hz), config.agent_rate_hz)
+        speech = np.concatenate(agent_speech([text], config.agent_rate_hz))
+        answer = Turn("agent", text, start, speech, config.agent_rate_hz)
         turns += [question, answer]
         # The user starts while the agent is speaking; the agent finishes the word in progress.
         clock = cut_off_by(config.overlap_frames, answer) if cut_off else answer.end + config.question_gap_frames

@@ -7,11 +7,9 @@ flite says a text the same way each time, pico in up to a sixth more or less tim
 """
 
 import functools
-import itertools
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +19,6 @@ import soundfile
 
 FloatArray = npt.NDArray[np.float32]
 ENGINE_RATE_HZ = 16000  # both engines speak at 16 kHz
-PAUSE = "pau"  # flite's name of one
 
 
 @dataclass(frozen=True)
@@ -39,24 +36,12 @@ class Voice:
 
     def say(self, text: str) -> FloatArray:
         """Speak `text`; returns [S] float32 at 16 kHz, silence trimmed from both ends."""
-        return trim_silence(self._audio(text))
-
-    def word_ends(self, text: str) -> tuple[float, ...]:
-        """When the words of `text` end in what `say` returns, in seconds; flite tells, for pico there are none."""
-        _, printed = _speak(self, text)
-        if not printed:
-            return ()
-        first, _ = _loud_part(self._audio(text))
-        num_sounds = [_num_sounds(self.speaker, word) for word in text.split()]
-        return tuple(end_s / self.speed - first / ENGINE_RATE_HZ for end_s in _word_ends(printed, num_sounds))
-
-    def _audio(self, text: str) -> FloatArray:
         import soxr
 
-        audio_S, _ = _speak(self, text)
-        if self.speed == 1.0:
-            return audio_S
-        return np.asarray(soxr.resample(audio_S, ENGINE_RATE_HZ * self.speed, ENGINE_RATE_HZ), dtype=np.float32)
+        audio_S = _speak(self, text)
+        if self.speed != 1.0:
+            audio_S = np.asarray(soxr.resample(audio_S, ENGINE_RATE_HZ * self.speed, ENGINE_RATE_HZ), dtype=np.float32)
+        return trim_silence(audio_S)
 
 
 AGENT_VOICE = Voice("slt", "flite", "slt")
@@ -72,47 +57,24 @@ USER_VOICES = (
 
 
 @functools.lru_cache(maxsize=4096)
-def _speak(voice: Voice, text: str) -> tuple[FloatArray, str]:
+def _speak(voice: Voice, text: str) -> FloatArray:
     if voice.engine == "flite":
         return _flite(voice.speaker, text)
     if voice.engine == "pico":
-        return _pico(voice.speaker, text, voice.pitch), ""
+        return _pico(voice.speaker, text, voice.pitch)
     raise ValueError(f"voice {voice.name!r}: unknown engine {voice.engine!r}; known: flite, pico")
 
 
-def _flite(speaker: str, text: str) -> tuple[FloatArray, str]:
-    """What it says, and each sound with the second at which it ends: "pau:0.164 s:0.285 .."."""
+def _flite(speaker: str, text: str) -> FloatArray:
     if shutil.which("flite") is None:
         raise FileNotFoundError("the demo's voices need the program `flite`: apt-get install flite")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "out.wav"
-        command = ["flite", "-voice", speaker, "-psdur", "-t", text, "-o", str(path)]
-        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        subprocess.run(["flite", "-voice", speaker, "-t", text, "-o", str(path)], check=True)
         audio, rate_hz = soundfile.read(path, dtype="float32")
     if rate_hz != ENGINE_RATE_HZ:
         raise ValueError(f"flite's voice {speaker!r} speaks at {rate_hz} Hz, {ENGINE_RATE_HZ} Hz is needed")
-    return np.asarray(audio, dtype=np.float32), printed
-
-
-@functools.lru_cache(maxsize=4096)
-def _num_sounds(speaker: str, word: str) -> int:
-    """Of how many sounds flite makes a word that it says for itself."""
-    return len(_sound_ends(_flite(speaker, word)[1]))
-
-
-def _sound_ends(printed: str) -> list[float]:
-    """When sounds that aren't pauses end."""
-    sounds = (sound.rsplit(":", 1) for sound in printed.split())
-    return [float(end_s) for name, end_s in sounds if name != PAUSE]
-
-
-def _word_ends(printed: str, num_sounds: Sequence[int]) -> tuple[float, ...]:
-    """When words end. If a sentence has more or fewer sounds than its words alone, each has a share."""
-    ends_s = _sound_ends(printed)
-    through = list(itertools.accumulate(num_sounds))
-    if not ends_s or not through or not through[-1]:
-        return ()
-    return tuple(ends_s[max(1, round(count * len(ends_s) / through[-1])) - 1] for count in through)
+    return np.asarray(audio, dtype=np.float32)
 
 
 def _pico(speaker: str, text: str, pitch: float) -> FloatArray:
@@ -126,14 +88,8 @@ def _pico(speaker: str, text: str, pitch: float) -> FloatArray:
 
 def trim_silence(audio_S: FloatArray, threshold: float = 0.01, margin_s: float = 0.02) -> FloatArray:
     """Cut leading and trailing samples below `threshold` (full scale 1.0), keeping `margin_s` on both sides."""
-    first, end = _loud_part(audio_S, threshold, margin_s)
-    return audio_S[first:end]
-
-
-def _loud_part(audio_S: FloatArray, threshold: float = 0.01, margin_s: float = 0.02) -> tuple[int, int]:
-    """The first sample that `trim_silence` keeps, and the one behind the last."""
     loud = np.flatnonzero(np.abs(audio_S) > threshold)
     if not len(loud):
         raise ValueError("the speech engine returned silence")
     margin = int(margin_s * ENGINE_RATE_HZ)
-    return max(0, int(loud[0]) - margin), min(len(audio_S), int(loud[-1]) + margin)
+    return audio_S[max(0, loud[0] - margin) : loud[-1] + margin]

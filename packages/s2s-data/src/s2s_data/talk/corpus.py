@@ -3,7 +3,7 @@
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,7 +22,6 @@ from s2s_data.demo.corpus import (
     agent_speech,
     cut_of,
     cut_off_by,
-    first_words,
     samples_per_frame,
     whole_frames,
 )
@@ -34,8 +33,6 @@ from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
 from s2s_data.whole_shard import whole_shard
 
 FRAME_SAMPLES = round(FRAME_S * ENGINE_RATE_HZ)
-SILENT_FRAMES = 1  # at the beginning of `agent_speech`
-FADE_S = 0.02  # of an answer that is cut off
 DIALOGUE_S = 15.3  # what a training dialogue lasts on average: 2,618 took 11.10 hours
 UNFINISHED = "unfinished.json"  # the settings of a corpus that isn't whole yet
 FOLDERS = ("corpus", "noise", "rooms")
@@ -214,42 +211,26 @@ def lay_out(talk: Talk, config: TalkConfig, voice: Voice) -> tuple[list[Turn], i
         said, words = _said(talk, i, voice)
         question = Turn("user", exchange.question, begins, said, ENGINE_RATE_HZ, words=words)
         cut_off = i in talk.barge_ins
-        text = first_words(exchange.answer) if cut_off else exchange.answer
-        speech, answer_words = _answered(exchange.answer, text, config)
-        answer = Turn(
-            "agent", text, question.end + config.answer_gap_frames, speech, config.agent_rate_hz,
-            None if cut_off else exchange.value, answer_words,
-        )  # fmt: skip
+        heard = exchange.heard_if_cut_off if cut_off else exchange.phrases
+        answer = _answer(heard, question.end + config.answer_gap_frames, config, None if cut_off else exchange.value)
         turns += [question, answer]
-        # The user starts while the agent is speaking; the agent finishes the word in progress.
+        # The user starts while the agent is speaking; the agent finishes the phrase in progress.
         clock = cut_off_by(config.overlap_frames, answer) if cut_off else answer.end
     return turns, max(turn.end for turn in turns) + config.tail_frames
 
 
-def _answered(answer: str, text: str, config: TalkConfig) -> tuple[FloatArray, tuple[tuple[str, int, int], ...]]:
-    """The agent's voice [S] that says `text`, all or the first words of an answer, and which frames its words take.
+def _answer(phrases: Sequence[str], start: int, config: TalkConfig, value: str | None) -> Turn:
+    """What the agent says from frame `start` on, phrase by phrase, each on the frame grid.
 
-    First words are the beginning of the whole answer's sound. Spoken for themselves they would sound otherwise from
-    their first frame on, and a model would hear in its own voice that the user is about to interrupt.
+    A phrase then sounds the same wherever it stands, and a few hundred of them are all that the agent says. The
+    beginning of an answer, too, sounds as that of the whole one, and nothing tells that the user is about to interrupt.
     """
-    speech_S = agent_speech(answer, config.agent_rate_hz, config.agent_voice)
-    words, ends = text.split(), _word_ends(answer, config.agent_voice)
-    size = samples_per_frame(config.agent_rate_hz)
-    if text != answer:
-        # Pico doesn't tell where words end: about as far on as their letters are.
-        end = ends[len(words) - 1] if ends else round(len(speech_S) // size * len(text) / len(answer))
-        speech_S = speech_S[: max(2, end) * size].copy()
-        fade = round(FADE_S * config.agent_rate_hz)
-        speech_S[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
-    return speech_S, tuple(zip(words, (SILENT_FRAMES, *ends), ends, strict=False))
-
-
-def _word_ends(answer: str, voice: Voice) -> list[int]:
-    """The frame behind each word of `agent_speech`, each word at least one; none where the engine doesn't tell."""
-    ends: list[int] = []
-    for end_s in voice.word_ends(answer):
-        ends.append(max(SILENT_FRAMES + round(end_s / FRAME_S), ends[-1] + 1 if ends else SILENT_FRAMES + 1))
-    return ends
+    silence, *said = agent_speech(phrases, config.agent_rate_hz, config.agent_voice)
+    ends = [len(part_S) // samples_per_frame(config.agent_rate_hz) for part_S in (silence, *said)]
+    ends = list(itertools.accumulate(ends))
+    words = tuple(zip(phrases, ends, ends[1:], strict=False))
+    speech_S = np.concatenate([silence, *said])
+    return Turn("agent", " ".join(phrases), start, speech_S, config.agent_rate_hz, value, words)
 
 
 def _said(talk: Talk, index: int, voice: Voice) -> tuple[FloatArray, tuple[tuple[str, int, int], ...]]:

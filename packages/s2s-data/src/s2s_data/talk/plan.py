@@ -11,7 +11,7 @@ from functools import cached_property
 
 from s2s_data.demo.dialogues import CAPITALS, DAYS
 from s2s_data.talk.numbers import spoken
-from s2s_data.talk.skills import FRAMES, MISHEARD, SKILLS, Case, Frame, Skill
+from s2s_data.talk.skills import FRAMES, MISHEARD, MISHEARD_IN_PHRASES, SKILLS, Case, Frame, Skill, phrases
 
 HELD_OUT_SHARE = 8  # one case and one wording in so many
 LARGEST_SUMMAND = 20  # of the skill "plus"
@@ -30,15 +30,25 @@ class Exchange:
         kind: the skill, or what it is about.
         wording: the frame, or a name of its own.
         question: what the user says.
-        answer: what the agent says.
+        phrases: what the agent says, each phrase for itself.
         value: what the answer has to contain, computed from what was said; None where there is nothing to know.
     """
 
     kind: str
     wording: str
     question: str
-    answer: str
+    phrases: tuple[str, ...]
     value: str | None
+
+    @property
+    def answer(self) -> str:
+        """What the agent says."""
+        return " ".join(self.phrases)
+
+    @property
+    def heard_if_cut_off(self) -> tuple[str, ...]:
+        """The phrases that the agent still says when the user cuts it off."""
+        return self.phrases[: max(1, len(self.phrases) // 2)]
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,9 @@ def ask(skill: Skill, frame: Frame, case: Case) -> Exchange:
     starts = frame.question.index("{direct}") if "{direct}" in frame.question else 1
     if starts == 0 or frame.question[starts - 2 : starts] == ". ":
         texts["direct"] = sentence(texts["direct"])
-    answer = frame.opening + sentence(skill.answer.format(**case))
+    first, *others = phrases(skill.answer, case)
+    opening = [frame.opening] if frame.opening else []
+    answer = (*opening, sentence(first), *others)
     return Exchange(skill.name, frame.name, frame.question.format(**texts), answer, case["value"])
 
 
@@ -105,14 +117,18 @@ def split_cases(seed: int) -> tuple[Held, Held, Held]:
     for skill in SKILLS:
         cases = rng.sample(skill.cases, len(skill.cases))
         count = len(cases) // HELD_OUT_SHARE if skill.is_computed else 0
-        training[skill.name] = tuple(cases[count:])
+        training[skill.name] = _heard(cases[count:])
         if count:
-            held_out[skill.name] = tuple(cases[:count])
+            held_out[skill.name] = _heard(cases[:count])
     every = [(skill.name, frame.name) for skill in SKILLS for frame in FRAMES]
     # Skills in turn: each loses one or two of its frames, and each frame one in so many of its skills.
     unheard = {pair for i, pair in enumerate(every) if (i + i // len(FRAMES)) % HELD_OUT_SHARE == 0}
     heard = frozenset(every) - unheard
     return Held(training, heard), Held(held_out, heard), Held(training, frozenset(unheard))
+
+
+def _heard(cases: Sequence[Case]) -> tuple[Case, ...]:
+    return tuple(case for case in cases if case["value"] not in MISHEARD_IN_PHRASES)
 
 
 def _question(held: Held, rng: random.Random) -> Exchange:
@@ -129,17 +145,18 @@ def _follow_up(before: Exchange, held: Held, rng: random.Random) -> Exchange | N
         if not allowed:
             return None
         more = rng.choice(allowed)
-        answer = f"{sentence(before.value)} plus {spoken(more)} is {spoken(total + more)}."
+        answer: tuple[str, ...] = (sentence(before.value), "plus", spoken(more), "is", f"{spoken(total + more)}.")
         return Exchange("plus again", "and", f"And plus {spoken(more)}?", answer, spoken(total + more))
     if before.kind in ("days later", "days earlier") and before.value is not None:
         if not any(case["a"] == before.value and case["n"] == "one" for case in held.cases["days later"]):
             return None
         next_day = DAYS[(DAYS.index(before.value) + 1) % 7]
-        return Exchange("next day", "and", "And the day after that?", f"That is {next_day}.", next_day)
+        return Exchange("next day", "and", "And the day after that?", ("That is", f"{next_day}."), next_day)
     if before.kind == "capital":
         country = rng.choice([case["a"] for case in held.cases["capital"] if case["value"] != before.value])
         city = CAPITALS[country]
-        return Exchange("capital again", "and", f"And of {country}?", f"The capital of {country} is {city}.", city)
+        answer = ("The capital of", country, "is", f"{city}.")
+        return Exchange("capital again", "and", f"And of {country}?", answer, city)
     return None
 
 
@@ -148,19 +165,19 @@ def _memory(held: Held, rng: random.Random) -> tuple[Exchange, Exchange]:
     kind = rng.choice(["name", "number", "food", "sum"])
     if kind == "name":
         name = rng.choice(NAMES)
-        told = Exchange("name", "told", f"Hello, my name is {name}.", f"Nice to meet you, {name}.", name)
-        return told, Exchange("name", "asked", "What is my name?", f"Your name is {name}.", name)
+        told = Exchange("name", "told", f"Hello, my name is {name}.", ("Nice to meet you,", f"{name}."), name)
+        return told, Exchange("name", "asked", "What is my name?", ("Your name is", f"{name}."), name)
     if kind == "food":
         food = rng.choice(FOODS)
-        told = Exchange("food", "told", f"I like to eat {food}.", "That sounds good.", None)
-        return told, Exchange("food", "asked", "What do I like to eat?", f"You like to eat {food}.", food)
+        told = Exchange("food", "told", f"I like to eat {food}.", ("That sounds good.",), None)
+        return told, Exchange("food", "asked", "What do I like to eat?", ("You like to eat", f"{food}."), food)
     number, more = rng.choice([pair for pair in held.sums if spoken(pair[0]) not in MISHEARD])
-    told = Exchange("number", "told", f"Remember the number {spoken(number)}.", "I will remember it.", None)
+    told = Exchange("number", "told", f"Remember the number {spoken(number)}.", ("I will remember it.",), None)
     if kind == "number":
-        asked = f"Your number was {spoken(number)}."
+        asked = ("Your number was", f"{spoken(number)}.")
         return told, Exchange("number", "asked", "Which number did I tell you?", asked, spoken(number))
     total = spoken(number + more)
-    answer = f"Your number plus {spoken(more)} is {total}."
+    answer = ("Your number plus", spoken(more), "is", f"{total}.")
     return told, Exchange("sum", "asked", f"What is my number plus {spoken(more)}?", answer, total)
 
 

@@ -5,6 +5,8 @@ Each wording, a skill in a frame, has one answer for each case, so that what is 
 was never heard can be answered by whoever knows the skill and the frame.
 """
 
+import re
+import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -38,19 +40,27 @@ LEGS = {"dogs": 4, "birds": 2, "spiders": 8, "ants": 6, "horses": 4, "cats": 4, 
 THINGS = ("apples", "books", "tickets", "lamps", "chairs", "cups", "pens", "hats")
 SUBJECTS = (
     "the old man", "my sister", "my cousin", "the farmer", "our teacher", "the young doctor", "a small child",
-    "the baker", "his brother", "the quiet girl", "her uncle", "the captain",
+    "the baker", "his brother", "the quiet girl", "her brother", "the captain",
 )  # fmt: skip
 DOINGS = (
     "plays the piano", "feeds the horses", "sells fresh bread", "walks along the street", "reads a short story",
-    "waits for the bus", "paints the garden fence", "cooks a warm soup", "looks at the stars", "sings in the kitchen",
+    "waits for the bus", "paints the kitchen", "cooks the soup", "looks at the stars", "sings in the kitchen",
     "opens the blue door", "crosses the river",
 )  # fmt: skip
+PUNCTUATION = " .,"
+AFTER_HUNDREDS = re.compile(r"(?<=hundred) ")
 # What Whisper tiny.en didn't hear in at least two of three answers of the agent's voice ("well", "Wendy", "me"): as a
-# value it would count as a wrong answer, whatever the model says.
+# value it would count as a wrong answer, whatever the model says. No skill has cases with these values.
 MISHEARD = frozenset((
     "two", "twelve", "one hundred one", "one hundred two", "four hundred twenty", "five hundred forty",
     "seven hundred twenty", "four dollars", "twelve dollars", "forty-nine dollars", "twelve o'clock", "Wednesday",
     "Thursday", "May", "rich", "sad", "foal", "joey", "men", "Lima", "Peru",
+))  # fmt: skip
+# What it doesn't hear since the agent speaks in phrases ("is spread", "too sleep"). Its cases are left out behind the
+# draw of held-out ones, which stays that of the published encoder.
+MISHEARD_IN_PHRASES = frozenset((
+    "zero", "Tuesday", "Tokyo", "Havana", "red", "hot", "cold", "dirty", "high", "poor", "kid", "lamb", "mice",
+    "wolves", "horses", "eight dollars",
 ))  # fmt: skip
 
 
@@ -82,17 +92,17 @@ class Frame:
 
 FRAMES = (
     Frame("plain", "{direct}?", ""),
-    Frame("hey", "Hey, {direct}?", "Hi there. "),
-    Frame("question", "I have a question. {direct}?", "Let me see. "),
-    Frame("next", "Okay, the next one. {direct}?", "All right. "),
-    Frame("can you", "Can you tell me {indirect}?", "Sure. "),
-    Frame("would like", "I would like to know {indirect}.", "Certainly. "),
-    Frame("do you know", "Do you know {indirect}?", "Yes. "),
-    Frame("please", "Please tell me {indirect}.", "Of course. "),
-    Frame("wonder", "I wonder {indirect}.", "Let me think. "),
-    Frame("tell", "Tell me {noun}.", "Okay. "),
-    Frame("could you", "Could you give me {noun}?", "Gladly. "),
-    Frame("need", "I need {noun}.", "Here you are. "),
+    Frame("hey", "Hey, {direct}?", "Hi there."),
+    Frame("question", "I have a question. {direct}?", "Let me see."),
+    Frame("next", "Okay, the next one. {direct}?", "All right."),
+    Frame("can you", "Can you tell me {indirect}?", "Sure."),
+    Frame("would like", "I would like to know {indirect}.", "Certainly."),
+    Frame("do you know", "Do you know {indirect}?", "Yes."),
+    Frame("please", "Please tell me {indirect}.", "Of course."),
+    Frame("wonder", "I wonder {indirect}.", "Let me think."),
+    Frame("tell", "Tell me {noun}.", "Okay."),
+    Frame("could you", "Could you give me {noun}?", "Gladly."),
+    Frame("need", "I need {noun}.", "Here you are."),
 )
 
 
@@ -163,12 +173,29 @@ def _seasons() -> tuple[Case, ...]:
 
 
 def _last_words() -> tuple[Case, ...]:
-    return tuple({"a": phrase, "value": phrase.split()[-1]} for phrase in phrases())
+    return tuple({"a": case["value"], "value": case["value"].split()[-1]} for case in _statements())
 
 
-def phrases() -> list[str]:
-    """Sentences without their full stop."""
-    return [f"{subject} {doing}" for subject in SUBJECTS for doing in DOINGS]
+def _statements() -> tuple[Case, ...]:
+    """Sentences without their full stop, each with its two parts."""
+    pairs = ((subject, doing) for subject in SUBJECTS for doing in DOINGS)
+    return tuple({"subject": subject, "doing": doing, "value": f"{subject} {doing}"} for subject, doing in pairs)
+
+
+def phrases(answer: str, case: Case) -> tuple[str, ...]:
+    """An answer in phrases, each said for itself: what stands in its places, and what between them.
+
+    Number words of hundreds and of the rest are two. Joined by spaces they are the answer.
+    """
+    found: list[str] = []
+    for between, place, _, _ in string.Formatter().parse(answer):
+        if between.strip(PUNCTUATION):
+            found.append(between.strip())
+        elif found:
+            found[-1] += between.strip()
+        if place:
+            found += AFTER_HUNDREDS.split(case[place])
+    return tuple(found)
 
 
 def _of(name: str, direct: str, indirect: str, noun: str, answer: str, cases: tuple[Case, ...]) -> Skill:
@@ -235,6 +262,6 @@ SKILLS = (
         "{a} hours are {value} minutes.", _single(range(2, 16), lambda a: 60 * a)),
     _of("last word", "what is the last word of: {a}", "what the last word of this is: {a}",
         "the last word of this: {a}", "the last word is {value}.", _last_words()),
-    _of("repeat", "what is it that I say now: {a}", "what I say now: {a}", "the same words again: {a}", "{a}.",
-        tuple({"a": phrase, "value": phrase} for phrase in phrases())),
+    _of("repeat", "what is it that I say now: {a}", "what I say now: {a}", "the same words again: {a}",
+        "{subject} {doing}.", tuple(case | {"a": case["value"]} for case in _statements())),
 )  # fmt: skip

@@ -1,0 +1,299 @@
+"""Teach the LLM's adapters what the agent answers, from text alone, before a run that hears and speaks.
+
+    hatch run recipe:read recipes/talk/talk_carried.yaml talk/reader --minutes 3
+
+In sound two answers take 15 seconds. Here the LLM reads such dialogues as the text channels of a run, on the frame
+grid but at a faster pace, with nothing in the other channels: many more answers in the same time. Cases and wordings
+that the corpus holds out stay unread; how many of their answers are right, word for word, is told in the end. OUT is a
+peft adapter, in which `model.pretrained_lora` lets a run of the config start. Exit code 2: something is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from s2s_data.batch import TimedWords, Turn
+from s2s_data.talk import dialogue, split_cases
+from s2s_data.text_channel import FrameGrid, build_text_channel
+
+if TYPE_CHECKING:
+    from s2s_data.talk.plan import Held, Talk
+    from s2s_data.tokenizer import TextTokenizer
+    from s2s_model.channels import DuplexInputs
+    from s2s_model.network import DuplexNetwork
+    from s2s_train.config import AppConfig
+
+PEAK_RATE, WARM_UP_STEPS = 1e-3, 50
+PACES = (0.3, 1.0)  # frames that words take in a dialogue, as a share of about what they take when they are said
+FRAMES_A_LETTER = 0.8
+LAST_WORD_FRAMES = 4  # of a question, at least: as in what is said, the agent reads the last word before it answers
+GAP_FRAMES = (2, 12)  # before a question
+OVERLAP_FRAMES = 4  # that the agent still speaks when the user has cut it off, at most
+BARGE_IN_SHARE = 0.15  # as in the corpus
+SILENCE_WEIGHT = 0.2  # of frames without a token, all together, beside those with one
+RATE_HZ = 16000  # of the grid; any
+LOG_EVERY_S = 10
+USER_ERROR = 2  # exit code, as argparse's own
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train for `--minutes`, tell how many held-out answers are right, and write the adapter."""
+    args = parse(arguments)
+    try:
+        from s2s_model.lora import save_lora
+        from s2s_train.config import load_config
+
+        if args.out.exists():
+            raise FileExistsError(f"{args.out} is there already: give another name, or move it away")
+        cfg = load_config(args.config, args.overrides)
+        reader = Reader(cfg, args.processes)
+        reader.train(args.minutes * 60, args.batch)
+        for name, held in zip(("heldout", "heldout_wording"), split_cases(cfg.seed or 0)[1:], strict=True):
+            right, asked = reader.answers(name, held, args.scored)
+            share = round(100 * sum(right.values()) / sum(asked.values()), 1)
+            by_skill = {kind: f"{right[kind]}/{count}" for kind, count in sorted(asked.items())}
+            print(json.dumps({"set": name, "right_percent": share, "right": by_skill}), flush=True)
+        save_lora(reader.network.llm, args.out)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments."""
+    parser = argparse.ArgumentParser(
+        prog="recipe:read", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="of the run that will start there; with model.lora")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the config, as fit takes them")
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--batch", type=int, default=256, help="dialogues a step (256)")
+    parser.add_argument("--scored", type=int, default=256, help="dialogues of each held-out set that are scored (256)")
+    parser.add_argument("--processes", type=int, default=4, help="that write dialogues (4)")
+    args = parser.parse_intermixed_args(arguments)
+    for name in ("minutes", "batch", "scored"):
+        if getattr(args, name) <= 0:
+            parser.error(f"--{name} is {getattr(args, name)}: give more than 0")
+    return args
+
+
+class Channels(NamedTuple):
+    """The text channels of dialogues: tokens [B, T], padded with the tokenizer's pad_id, and frames [B]."""
+
+    agent_BT: Tensor
+    user_BT: Tensor
+    lens_B: Tensor
+    talks: list[Talk]
+
+
+class Remembering:
+    """A tokenizer that takes a text apart once: the same words come again and again."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self.pad_id, self.bos_id, self.eos_id = tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id
+        self._tokenizer = tokenizer
+        self._known: dict[str, list[int]] = {}
+
+    def text_to_ids(self, text: str) -> list[int]:
+        """Token ids of `text`, as the tokenizer's."""
+        if text not in self._known:
+            self._known[text] = self._tokenizer.text_to_ids(text)
+        return self._known[text]
+
+
+class Dialogues(IterableDataset[Channels]):
+    """Batches of dialogues of a split, each dialogue once, without an end."""
+
+    def __init__(self, name: str, held: Held, tokenizer: TextTokenizer, batch: int, seed: int, spread: bool) -> None:
+        self.name, self.held, self.batch, self.seed, self.spread = name, held, batch, seed, spread
+        self.tokenizer = Remembering(tokenizer)
+
+    def __iter__(self) -> Iterator[Channels]:
+        """Each worker makes every so many-th batch."""
+        info = get_worker_info()
+        first, step = (0, 1) if info is None else (info.id, info.num_workers)
+        for index in itertools.count(first, step):
+            numbers = range(index * self.batch, (index + 1) * self.batch)
+            yield collate([self._channels(number) for number in numbers], self.tokenizer.pad_id)
+
+    def _channels(self, number: int) -> tuple[Tensor, Tensor, Talk]:
+        talk = dialogue(
+            self.name, number, self.held, ["any"], seed=self.seed, pause_share=0.0, barge_in_share=BARGE_IN_SHARE
+        )  # fmt: skip
+        turns, num_frames = lay_out(talk, random.Random(f"{self.seed}-{self.name}-{number}-pace"), self.tokenizer)
+        grid = FrameGrid(num_frames, 1 / RATE_HZ, RATE_HZ)
+        agent, user = (
+            build_text_channel([turn for turn in turns if turn.role == role], grid, self.tokenizer, spread=spread)
+            for role, spread in (("agent", self.spread), ("user", True))
+        )
+        return agent.tokens_T, user.tokens_T, talk
+
+
+def lay_out(talk: Talk, rng: random.Random, tokenizer: Remembering) -> tuple[list[Turn], int]:
+    """Turns at a random pace, a frame being 1 / `RATE_HZ` seconds; returns them and how many frames there are."""
+    pace = rng.uniform(*PACES)
+    turns: list[Turn] = []
+    clock = 0
+    for i, exchange in enumerate(talk.exchanges):
+        cut_off = i in talk.barge_ins
+        phrases = exchange.heard_if_cut_off if cut_off else exchange.phrases
+        clock += 0 if i - 1 in talk.barge_ins else rng.randint(*GAP_FRAMES)
+        question = _turn("user", exchange.question.split(), clock, pace, tokenizer, LAST_WORD_FRAMES)
+        answer = _turn("agent", phrases, _frames(question.end_s) + 4, pace, tokenizer, 1)
+        turns += [question, answer]
+        length = _frames(answer.duration_s)
+        clock = _frames(answer.end_s) - (min(OVERLAP_FRAMES, length // 2) if cut_off else 0)
+    return turns, max(_frames(turn.end_s) for turn in turns) + 4
+
+
+def _frames(duration_s: float) -> int:
+    return round(duration_s * RATE_HZ)
+
+
+def _turn(role: str, spans: Sequence[str], start: int, pace: float, tokenizer: Remembering, last_frames: int) -> Turn:
+    """A turn whose words or phrases take about as long as their letters, and no less than their tokens."""
+    words, at = [], 1
+    for i, span in enumerate(spans):
+        length = max(round(len(span) * FRAMES_A_LETTER * pace), len(tokenizer.text_to_ids(f" {span}")))
+        length = max(length, last_frames) if i == len(spans) - 1 else length
+        words.append(TimedWords(span, at / RATE_HZ, length / RATE_HZ))
+        at += length
+    return Turn(role, start / RATE_HZ, at / RATE_HZ, " ".join(spans), words=tuple(words))
+
+
+def collate(rows: Sequence[tuple[Tensor, Tensor, Talk]], pad_id: int) -> Channels:
+    """Rows of one batch, padded."""
+    agent = pad_sequence([row[0] for row in rows], batch_first=True, padding_value=pad_id)
+    user = pad_sequence([row[1] for row in rows], batch_first=True, padding_value=pad_id)
+    return Channels(agent, user, torch.tensor([len(row[0]) for row in rows]), [row[2] for row in rows])
+
+
+class Reader:
+    """The config's network, of which the LLM's adapters are trained."""
+
+    def __init__(self, cfg: AppConfig, processes: int) -> None:
+        from s2s_model.network import DuplexNetwork
+
+        if cfg.model.lora is None:
+            raise ValueError("model.lora is null: reading trains adapters; a run without them trains the LLM itself")
+        if not cfg.model.predict_user_text:
+            raise ValueError("model.predict_user_text is false: then there is no question to be read")
+        torch.manual_seed(cfg.seed or 0)
+        self.cfg, self.processes = cfg, processes
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        cfg.model.pretrained_asr = cfg.model.pretrained_lora = None  # nothing is heard, and it starts from nothing
+        self.network: DuplexNetwork = DuplexNetwork(cfg.model, cfg.data.frame_length, llm_dtype=dtype).to(self.device)
+        self.weights = [weight for weight in self.network.llm.parameters() if weight.requires_grad]
+        for weight in self.weights:
+            weight.data = weight.data.float()
+
+    def train(self, seconds: float, batch: int) -> None:
+        """Take steps for so long, each on so many dialogues, and tell how they go."""
+        fused = self.device.type == "cuda"
+        optimizer = torch.optim.AdamW(self.weights, PEAK_RATE, (0.9, 0.98), weight_decay=0.01, fused=fused)
+        training, _, _ = split_cases(self.cfg.seed or 0)
+        batches = DataLoader(
+            self._dialogues("read", training, batch), batch_size=None, num_workers=self.processes,
+            multiprocessing_context="spawn" if self.processes else None,
+        )  # fmt: skip
+        began = told = time.monotonic()
+        losses: list[Tensor] = []
+        for step, channels in enumerate(batches):
+            now = time.monotonic()
+            share = (now - began) / seconds
+            if share >= 1 and step:
+                return
+            for group in optimizer.param_groups:
+                warm = min(1.0, (step + 1) / WARM_UP_STEPS)
+                group["lr"] = PEAK_RATE * warm * (0.5 + 0.5 * math.cos(math.pi * min(share, 1.0)))
+            losses.append(self.loss(channels))
+            losses[-1].backward()
+            torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1] = losses[-1].detach()
+            if now - told > LOG_EVERY_S or not step:
+                loss = torch.stack(losses).mean().item()  # waits for the GPU
+                line = {"step": step + 1, "share": round(share, 4), "loss": round(loss, 4)}
+                print(json.dumps(line), flush=True)
+                told, losses = now, []
+
+    def _dialogues(self, name: str, held: Held, batch: int) -> Dialogues:
+        seed, spread = self.cfg.seed or 0, self.cfg.data.spread_target_text
+        return Dialogues(name, held, self.network.tokenizer, batch, seed, spread)
+
+    def loss(self, channels: Channels) -> Tensor:
+        """In nats a token; frames without one count `SILENCE_WEIGHT` of all."""
+        logits_NV, labels_N = self._predicted(self._inputs(channels))
+        losses_N = torch.nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="none")
+        silent_N = labels_N == self.network.tokenizer.pad_id
+        said, silence = (
+            (losses_N * of_N).sum() / of_N.sum().clamp(min=1) for of_N in (~silent_N, silent_N)
+        )  # fmt: skip
+        return (1 - SILENCE_WEIGHT) * said + SILENCE_WEIGHT * silence
+
+    def _inputs(self, channels: Channels) -> DuplexInputs:
+        """The channels moved by the config's delays."""
+        agent_BT, user_BT, lens_B = (part.to(self.device, non_blocking=True) for part in channels[:3])
+        B, T = agent_BT.shape
+        nothing = torch.zeros(B, T, 1, device=self.device)
+        codes_BTK = torch.zeros(B, T, self.network.audio_codec.num_codebooks, dtype=torch.int64, device=self.device)
+        inputs, _ = self.network.align(nothing, agent_BT, codes_BTK, (lens_B, lens_B, lens_B), user_BT)
+        return inputs
+
+    def _predicted(self, inputs: DuplexInputs) -> tuple[Tensor, Tensor]:
+        """Logits [N, V] of the agent's text in valid frames, and what it is."""
+        from s2s_model.llm import llm_body, text_logits
+
+        llm, cfg = self.network.llm, self.network.cfg
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            embeds_BTH = llm.get_input_embeddings()(inputs.text_BT) * cfg.duplex_text_channel_weight
+            embeds_BTH = embeds_BTH + self.network.embed_asr_tokens(inputs.user_text_BT) * cfg.duplex_asr_text_weight
+            hidden_BTH = llm_body(llm)(inputs_embeds=embeds_BTH, use_cache=False).last_hidden_state
+            return text_logits(llm, hidden_BTH[inputs.valid_BT]), inputs.text_labels_BT[inputs.valid_BT]
+
+    @torch.no_grad()
+    def answers(self, name: str, held: Held, count: int) -> tuple[Counter[str], Counter[str]]:
+        """By skill: how many answers are right to the last word, and how many were asked for.
+
+        Each token is predicted from the right ones before it; where all are right, so is what it would write alone.
+        """
+        right: Counter[str] = Counter()
+        asked: Counter[str] = Counter()
+        self.network.eval()
+        for channels in itertools.islice(self._dialogues(name, held, min(count, 64)), math.ceil(count / 64)):
+            inputs = self._inputs(channels)
+            logits_NV, labels_N = self._predicted(inputs)
+            wrong_BT = torch.zeros_like(inputs.valid_BT)
+            wrong_BT[inputs.valid_BT] = (logits_NV.argmax(1) != labels_N) & (labels_N != self.network.tokenizer.pad_id)
+            begins_BT = inputs.text_labels_BT == self.network.tokenizer.bos_id
+            for talk, wrong_T, begins_T in zip(channels.talks, wrong_BT.tolist(), begins_BT.tolist(), strict=True):
+                starts = [t for t, begins in enumerate(begins_T) if begins]
+                for i, (start, end) in enumerate(itertools.pairwise([*starts, len(begins_T)])):
+                    if i not in talk.barge_ins and talk.exchanges[i].value is not None:
+                        asked[talk.exchanges[i].kind] += 1
+                        right[talk.exchanges[i].kind] += not any(wrong_T[start + 1 : end])
+        self.network.train()
+        return right, asked
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The recipe's reader: what it reads is a run's text channels, it learns, and a run starts in what it wrote."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recipes.talk import read
+from recipes.talk.read import LAST_WORD_FRAMES, RATE_HZ, Dialogues, Reader, Remembering, lay_out
+from s2s_data.talk import dialogue, split_cases
+from s2s_model.network import DuplexNetwork
+from s2s_train.config import load_config
+from tests.recipes.builders import READ_ONCE, RECIPES, TOKENS
+from tests.s2s_data.builders import WordTokenizer
+
+TRAINING, CASES, _ = split_cases(seed=0)
+CONFIG = RECIPES / "talk_carried.yaml"
+
+
+def config(talk, *overrides):
+    return load_config(CONFIG, [f"model.pretrained_llm={talk / 'llm'}", *TOKENS, *overrides])
+
+
+def talks(count):
+    return [dialogue("read", i, TRAINING, ["any"], seed=0, pause_share=0.0, barge_in_share=0.5) for i in range(count)]
+
+
+def test_turns_follow_one_another_and_hold_their_tokens():
+    tokenizer = Remembering(WordTokenizer())
+    for talk in talks(50):
+        turns, num_frames = lay_out(talk, random.Random(0), tokenizer)
+        assert [turn.role for turn in turns] == ["user", "agent"] * len(talk.exchanges)
+        for question, answer, exchange in zip(turns[::2], turns[1::2], talk.exchanges, strict=True):
+            assert question.text == exchange.question
+            assert exchange.answer.startswith(answer.text)
+            assert round((answer.start_s - question.end_s) * RATE_HZ) == 4
+            assert question.words[-1].duration_s * RATE_HZ >= LAST_WORD_FRAMES
+        for i, (answer, question) in enumerate(itertools.pairwise(turns[1:])):
+            if answer.role == "agent":
+                assert (question.start_s < answer.end_s) == (i // 2 in talk.barge_ins)
+        assert num_frames > max(turn.end_s for turn in turns) * RATE_HZ
+
+
+def test_channels_say_the_whole_dialogue_and_workers_share_them():
+    dialogues = Dialogues("read", TRAINING, WordTokenizer(), batch=3, seed=0, spread=True)
+    first, second = itertools.islice(dialogues, 2)
+    assert first.agent_BT.shape == first.user_BT.shape
+    assert [talk.dialogue_id for talk in second.talks] == ["read-000003", "read-000004", "read-000005"]
+    for tokens_T, talk in zip(first.user_BT, first.talks, strict=True):
+        assert tokens_T.unique().numel() > 3
+        text = " ".join(exchange.question for exchange in talk.exchanges)
+        said = tokens_T[tokens_T > WordTokenizer.eos_id]
+        assert said.tolist() == WordTokenizer().text_to_ids(text)
+
+
+def test_nothing_held_out_is_read():
+    asked = {
+        exchange.question
+        for name, split in (("read", TRAINING), ("heldout", CASES))
+        for i in range(400)
+        for exchange in dialogue(name, i, split, ["any"], seed=0, pause_share=0, barge_in_share=0).exchanges
+        if name == "heldout" and exchange.wording not in ("told", "asked", "and")
+    }
+    read_ = {exchange.question for talk in talks(3000) for exchange in talk.exchanges}
+    assert len(asked) > 300
+    assert not asked & read_
+
+
+def test_it_learns_what_it_reads(in_talk):
+    reader = Reader(config(in_talk), processes=0)
+    channels = next(iter(Dialogues("read", TRAINING, reader.network.tokenizer, batch=4, seed=0, spread=True)))
+    optimizer = torch.optim.AdamW(reader.weights, 1e-2)
+    losses = []
+    for _ in range(30):
+        losses.append(reader.loss(channels))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.3
+    frozen = [weight for weight in reader.network.parameters() if weight.requires_grad and weight.grad is None]
+    assert all(weight.grad is not None for weight in reader.weights)
+    assert frozen, "heads and embeddings of what isn't read stay as they are"
+
+
+def test_an_answer_is_right_only_if_every_word_is(in_talk, monkeypatch):
+    reader = Reader(config(in_talk), processes=0)
+    vocabulary = reader.network.llm.get_input_embeddings().weight.shape[0]
+    spoilt = set()
+
+    def predicted(inputs):
+        labels_N = inputs.text_labels_BT[inputs.valid_BT]
+        logits_NV = torch.nn.functional.one_hot(labels_N, vocabulary).float()
+        for n in spoilt:
+            logits_NV[n] *= -1
+        return logits_NV, labels_N
+
+    monkeypatch.setattr(reader, "_predicted", predicted)
+    right, asked = reader.answers("heldout", CASES, 8)
+    assert right == asked
+    assert sum(asked.values()) > 8
+    channels = next(iter(Dialogues("heldout", CASES, reader.network.tokenizer, 8, 0, spread=True)))
+    inputs = reader._inputs(channels)
+    said_N = inputs.text_labels_BT[inputs.valid_BT] != reader.network.tokenizer.pad_id
+    spoilt.add(int(said_N.nonzero()[-1]))
+    right, asked = reader.answers("heldout", CASES, 8)
+    assert sum(right.values()) == sum(asked.values()) - 1
+
+
+def test_a_run_starts_in_what_was_read(in_talk, capsys):
+    llm = f"model.pretrained_llm={in_talk / 'llm'}"
+    assert read.main([str(CONFIG), "reader", *READ_ONCE, llm]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert {line["set"] for line in lines if "set" in line} == {"heldout", "heldout_wording"}
+    saved = load_file("reader/adapter_model.safetensors")
+    cfg = config(in_talk, "model.pretrained_lora=reader", "model.pretrained_asr=null")
+    state = DuplexNetwork(cfg.model, cfg.data.frame_length).llm.state_dict()
+    adapters = {name: value for name, value in state.items() if ".lora_" in name}
+    assert len(adapters) == len(saved)
+    for name, value in adapters.items():
+        assert torch.equal(value, saved["base_model.model." + name.replace(".default", "")])
+    assert any(value.any() for name, value in adapters.items() if ".lora_B." in name), "they were trained"
+    assert read.main([str(CONFIG), "reader", *READ_ONCE, llm]) == 2
+    assert "reader is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("model.lora=null", "model.lora is null"), ("model.predict_user_text=false", "no question to be read")],
+)
+def test_a_config_that_cant_be_read_for_is_refused(in_talk, capsys, override, message):
+    overrides = [f"model.pretrained_llm={in_talk / 'llm'}", override, "model.delay_source_text_by=0"]
+    assert read.main([str(CONFIG), "reader", *READ_ONCE, *overrides]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("reader").exists()
