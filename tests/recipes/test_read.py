@@ -75,7 +75,7 @@ def test_it_learns_what_it_reads(in_talk):
     channels = next(iter(Dialogues("read", TRAINING, reader.network.tokenizer, batch=4, seed=0, spread=True)))
     optimizer = torch.optim.AdamW(reader.weights, 1e-2)
     losses = []
-    for _ in range(30):
+    for _ in range(80):
         losses.append(reader.loss(channels))
         optimizer.zero_grad()
         losses[-1].backward()
