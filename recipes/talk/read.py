@@ -210,14 +210,12 @@ class Reader:
         fused = self.device.type == "cuda"
         optimizer = torch.optim.AdamW(self.weights, PEAK_RATE, (0.9, 0.98), weight_decay=0.01, fused=fused)
         training, _, _ = split_cases(self.cfg.seed or 0)
-        batches = DataLoader(
-            self._dialogues("read", training, batch), batch_size=None, num_workers=self.processes,
-            multiprocessing_context="spawn" if self.processes else None,
-        )  # fmt: skip
-        began = told = time.monotonic()
+        batches = DataLoader(self._dialogues("read", training, batch), batch_size=None, num_workers=self.processes)
+        began = told = 0.0
         losses: list[Tensor] = []
         for step, channels in enumerate(batches):
             now = time.monotonic()
+            began = began or now  # the first batch takes as long as the processes need to start
             share = (now - began) / seconds
             if share >= 1 and step:
                 return

@@ -116,8 +116,10 @@ def user_texts(cfg: AppConfig, count: int) -> Iterator[str]:
 
 
 def spoken(text: str) -> str:
-    """Words in small letters, one space between them."""
-    return " ".join(_NOT_SPOKEN.sub(" ", text.lower()).split())
+    """Words in small letters, numbers among them, one space between them."""
+    from s2s_data.talk.numbers import aloud
+
+    return " ".join(_NOT_SPOKEN.sub(" ", aloud(text).lower()).split())
 
 
 class Pieces:

@@ -44,7 +44,7 @@ def test_pieces_say_the_words_again(pieces, text):
 
 
 def test_what_is_not_spoken_is_left_out():
-    assert spoken("Hey, <what> is\n 2 + Two-three?") == "hey what is two three"
+    assert spoken("Hey, <what> is\n 42 + Two-three?") == "hey what is forty two two three"
 
 
 def test_texts_without_words_are_refused():

@@ -27,6 +27,7 @@ from s2s_data.demo.corpus import (
 )
 from s2s_data.demo.voices import AGENT_VOICE, ENGINE_RATE_HZ, FloatArray, Voice
 from s2s_data.errors import DataError
+from s2s_data.talk.numbers import aloud
 from s2s_data.talk.plan import Held, Talk, dialogue, split_cases
 from s2s_data.talk.rooms import write_surroundings
 from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
@@ -225,7 +226,7 @@ def _answer(phrases: Sequence[str], start: int, config: TalkConfig, value: str |
     A phrase then sounds the same wherever it stands, and a few hundred of them are all that the agent says. The
     beginning of an answer, too, sounds as that of the whole one, and nothing tells that the user is about to interrupt.
     """
-    silence, *said = agent_speech(phrases, config.agent_rate_hz, config.agent_voice)
+    silence, *said = agent_speech([aloud(phrase) for phrase in phrases], config.agent_rate_hz, config.agent_voice)
     ends = [len(part_S) // samples_per_frame(config.agent_rate_hz) for part_S in (silence, *said)]
     ends = list(itertools.accumulate(ends))
     words = tuple(zip(phrases, ends, ends[1:], strict=False))
@@ -237,10 +238,10 @@ def _said(talk: Talk, index: int, voice: Voice) -> tuple[FloatArray, tuple[tuple
     """The user's question [S], with its pause, and which frames its parts before and behind it take."""
     question, pause = talk.exchanges[index].question, talk.pauses.get(index)
     if pause is None:
-        return whole_frames(voice.say(question), ENGINE_RATE_HZ), ()
+        return whole_frames(voice.say(aloud(question)), ENGINE_RATE_HZ), ()
     words = question.split()
     parts = [" ".join(words[: pause.after_words]), " ".join(words[pause.after_words :])]
-    begun, ended = (whole_frames(voice.say(part), ENGINE_RATE_HZ) for part in parts)
+    begun, ended = (whole_frames(voice.say(aloud(part)), ENGINE_RATE_HZ) for part in parts)
     said_S = np.concatenate([begun, np.zeros(pause.num_frames * FRAME_SAMPLES, dtype=np.float32), ended])
     stops, end = len(begun) // FRAME_SAMPLES, len(said_S) // FRAME_SAMPLES
     return said_S, ((parts[0], 0, stops), (parts[1], stops + pause.num_frames, end))

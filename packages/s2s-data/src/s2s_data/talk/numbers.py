@@ -1,5 +1,7 @@
 """Numbers as they are spoken."""
 
+import re
+
 SMALL = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
@@ -16,3 +18,8 @@ def spoken(number: int) -> str:
         tens, ones = divmod(rest, 10)
         words.append(SMALL[rest] if rest < 20 else TENS[tens] + (f"-{SMALL[ones]}" if ones else ""))
     return " ".join(words)
+
+
+def aloud(text: str) -> str:
+    """The text with its numbers in words: what a voice is asked to say."""
+    return re.sub(r"\b\d{1,3}\b", lambda number: spoken(int(number[0])), text)

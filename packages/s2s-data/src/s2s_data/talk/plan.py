@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from s2s_data.demo.dialogues import CAPITALS, DAYS
-from s2s_data.talk.numbers import spoken
 from s2s_data.talk.skills import FRAMES, MISHEARD, MISHEARD_IN_PHRASES, SKILLS, Case, Frame, Skill, phrases
 
 HELD_OUT_SHARE = 8  # one case and one wording in so many
@@ -89,7 +88,7 @@ class Held:
         """Summands that may be asked for beyond the skill: the split's own, and those too large for the skill."""
         own = {(case["a"], case["b"]) for case in self.cases["plus"]}
         pairs = ((a, b) for a in range(1, 2 * LARGEST_SUMMAND + 1) for b in range(1, 10))
-        return tuple((a, b) for a, b in pairs if a > LARGEST_SUMMAND or (spoken(a), spoken(b)) in own)
+        return tuple((a, b) for a, b in pairs if a > LARGEST_SUMMAND or (str(a), str(b)) in own)
 
 
 def sentence(text: str) -> str:
@@ -140,15 +139,15 @@ def _question(held: Held, rng: random.Random) -> Exchange:
 def _follow_up(before: Exchange, held: Held, rng: random.Random) -> Exchange | None:
     """A question that only what was said before makes clear."""
     if before.kind == "plus" and before.value is not None:
-        total = next(n for n in range(100) if spoken(n) == before.value)
+        total = int(before.value)
         allowed = [b for a, b in held.sums if a == total]
         if not allowed:
             return None
         more = rng.choice(allowed)
-        answer: tuple[str, ...] = (sentence(before.value), "plus", spoken(more), "is", f"{spoken(total + more)}.")
-        return Exchange("plus again", "and", f"And plus {spoken(more)}?", answer, spoken(total + more))
+        answer: tuple[str, ...] = (before.value, "plus", str(more), "is", f"{total + more}.")
+        return Exchange("plus again", "and", f"And plus {more}?", answer, str(total + more))
     if before.kind in ("days later", "days earlier") and before.value is not None:
-        if not any(case["a"] == before.value and case["n"] == "one" for case in held.cases["days later"]):
+        if not any(case["a"] == before.value and case["n"] == "1" for case in held.cases["days later"]):
             return None
         next_day = DAYS[(DAYS.index(before.value) + 1) % 7]
         return Exchange("next day", "and", "And the day after that?", ("That is", f"{next_day}."), next_day)
@@ -171,14 +170,14 @@ def _memory(held: Held, rng: random.Random) -> tuple[Exchange, Exchange]:
         food = rng.choice(FOODS)
         told = Exchange("food", "told", f"I like to eat {food}.", ("That sounds good.",), None)
         return told, Exchange("food", "asked", "What do I like to eat?", ("You like to eat", f"{food}."), food)
-    number, more = rng.choice([pair for pair in held.sums if spoken(pair[0]) not in MISHEARD])
-    told = Exchange("number", "told", f"Remember the number {spoken(number)}.", ("I will remember it.",), None)
+    number, more = rng.choice([pair for pair in held.sums if str(pair[0]) not in MISHEARD])
+    told = Exchange("number", "told", f"Remember the number {number}.", ("I will remember it.",), None)
     if kind == "number":
-        asked = ("Your number was", f"{spoken(number)}.")
-        return told, Exchange("number", "asked", "Which number did I tell you?", asked, spoken(number))
-    total = spoken(number + more)
-    answer = ("Your number plus", spoken(more), "is", f"{total}.")
-    return told, Exchange("sum", "asked", f"What is my number plus {spoken(more)}?", answer, total)
+        asked = ("Your number was", f"{number}.")
+        return told, Exchange("number", "asked", "Which number did I tell you?", asked, str(number))
+    total = str(number + more)
+    answer = ("Your number plus", str(more), "is", f"{total}.")
+    return told, Exchange("sum", "asked", f"What is my number plus {more}?", answer, total)
 
 
 def _exchanges(held: Held, rng: random.Random) -> tuple[Exchange, ...]:

@@ -5,13 +5,11 @@ Each wording, a skill in a frame, has one answer for each case, so that what is 
 was never heard can be answered by whoever knows the skill and the frame.
 """
 
-import re
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from s2s_data.demo.dialogues import CAPITALS, COLORS, DAYS
-from s2s_data.talk.numbers import spoken
 
 # Words for the places of a skill's texts; `value` is what the answer has to contain, with its unit: recognisers write
 # "$12" and "2 o'clock", of which the number alone is no word.
@@ -48,19 +46,17 @@ DOINGS = (
     "opens the blue door", "crosses the river",
 )  # fmt: skip
 PUNCTUATION = " .,"
-AFTER_HUNDREDS = re.compile(r"(?<=hundred) ")
 # What Whisper tiny.en didn't hear in at least two of three answers of the agent's voice ("well", "Wendy", "me"): as a
 # value it would count as a wrong answer, whatever the model says. No skill has cases with these values.
 MISHEARD = frozenset((
-    "two", "twelve", "one hundred one", "one hundred two", "four hundred twenty", "five hundred forty",
-    "seven hundred twenty", "four dollars", "twelve dollars", "forty-nine dollars", "twelve o'clock", "Wednesday",
+    "2", "12", "101", "102", "420", "540", "720", "4 dollars", "12 dollars", "49 dollars", "12 o'clock", "Wednesday",
     "Thursday", "May", "rich", "sad", "foal", "joey", "men", "Lima", "Peru",
 ))  # fmt: skip
 # What it doesn't hear since the agent speaks in phrases ("is spread", "too sleep"). Its cases are left out behind the
 # draw of held-out ones, which stays that of the published encoder.
 MISHEARD_IN_PHRASES = frozenset((
-    "zero", "Tuesday", "Tokyo", "Havana", "red", "hot", "cold", "dirty", "high", "poor", "kid", "lamb", "mice",
-    "wolves", "horses", "eight dollars",
+    "0", "Tuesday", "Tokyo", "Havana", "red", "hot", "cold", "dirty", "high", "poor", "kid", "lamb", "mice",
+    "wolves", "horses", "8 dollars",
 ))  # fmt: skip
 
 
@@ -107,7 +103,7 @@ FRAMES = (
 
 
 def _numbers(pairs: Iterator[tuple[int, int]], compute: Callable[[int, int], int]) -> tuple[Case, ...]:
-    return tuple({"a": spoken(a), "b": spoken(b), "value": spoken(compute(a, b))} for a, b in pairs)
+    return tuple({"a": str(a), "b": str(b), "value": str(compute(a, b))} for a, b in pairs)
 
 
 def _square(first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -115,13 +111,13 @@ def _square(first: int, last: int) -> Iterator[tuple[int, int]]:
 
 
 def _single(numbers: range, compute: Callable[[int], int]) -> tuple[Case, ...]:
-    return tuple({"a": spoken(a), "value": spoken(compute(a))} for a in numbers)
+    return tuple({"a": str(a), "value": str(compute(a))} for a in numbers)
 
 
 def _steps(names: tuple[str, ...] | list[str], steps: range, sign: int) -> tuple[Case, ...]:
     """Names of a circle, so many steps on."""
     return tuple(
-        {"a": name, "n": spoken(n), "s": "" if n == 1 else "s", "value": names[(i + sign * n) % len(names)]}
+        {"a": name, "n": str(n), "s": "" if n == 1 else "s", "value": names[(i + sign * n) % len(names)]}
         for i, name in enumerate(names)
         for n in steps
     )
@@ -132,13 +128,13 @@ def _words(pairs: dict[str, str]) -> tuple[Case, ...]:
 
 
 def _hours(sign: int) -> tuple[Case, ...]:
-    cases = _steps([spoken(hour) for hour in range(1, 13)], range(1, 12), sign)
+    cases = _steps([str(hour) for hour in range(1, 13)], range(1, 12), sign)
     return tuple(case | {"value": f"{case['value']} o'clock"} for case in cases)
 
 
 def _larger() -> tuple[Case, ...]:
     pairs = [(a, b) for a in range(1, 60, 3) for b in range(2, 60, 5) if a != b]
-    return tuple({"a": spoken(a), "b": spoken(b), "value": spoken(max(a, b))} for a, b in pairs)
+    return tuple({"a": str(a), "b": str(b), "value": str(max(a, b))} for a, b in pairs)
 
 
 def _first_month() -> tuple[Case, ...]:
@@ -148,15 +144,13 @@ def _first_month() -> tuple[Case, ...]:
 
 def _legs() -> tuple[Case, ...]:
     return tuple(
-        {"n": spoken(n), "a": animals, "value": spoken(n * legs)}
-        for animals, legs in LEGS.items()
-        for n in range(2, 10)
+        {"n": str(n), "a": animals, "value": str(n * legs)} for animals, legs in LEGS.items() for n in range(2, 10)
     )
 
 
 def _prices() -> tuple[Case, ...]:
     return tuple(
-        {"n": spoken(n), "a": thing, "b": spoken(price), "value": f"{spoken(n * price)} dollars"}
+        {"n": str(n), "a": thing, "b": str(price), "value": f"{n * price} dollars"}
         for thing in THINGS
         for n in range(2, 8)
         for price in range(2, 8)
@@ -185,7 +179,7 @@ def _statements() -> tuple[Case, ...]:
 def phrases(answer: str, case: Case) -> tuple[str, ...]:
     """An answer in phrases, each said for itself: what stands in its places, and what between them.
 
-    Number words of hundreds and of the rest are two. Joined by spaces they are the answer.
+    Joined by spaces they are the answer.
     """
     found: list[str] = []
     for between, place, _, _ in string.Formatter().parse(answer):
@@ -194,7 +188,7 @@ def phrases(answer: str, case: Case) -> tuple[str, ...]:
         elif found:
             found[-1] += between.strip()
         if place:
-            found += AFTER_HUNDREDS.split(case[place])
+            found.append(case[place])
     return tuple(found)
 
 
@@ -233,7 +227,7 @@ SKILLS = (
     _of("first month", "which comes first in the year, {a} or {b}", "which comes first in the year, {a} or {b}",
         "the first of {a} and {b}", "{value} comes first.", _first_month()),
     _of("days of a month", "how many days does {a} have", "how many days {a} has", "the number of days in {a}",
-        "{a} has {value} days.", _words(dict(zip(MONTHS, map(spoken, DAYS_OF_MONTH), strict=True)))),
+        "{a} has {value} days.", _words(dict(zip(MONTHS, map(str, DAYS_OF_MONTH), strict=True)))),
     _of("season", "in which season is {a}", "in which season {a} is", "the season of {a}", "{a} is in {value}.",
         _seasons()),
     _of("capital", "what is the capital of {a}", "what the capital of {a} is", "the capital of {a}",
