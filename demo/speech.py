@@ -14,6 +14,7 @@ import random
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from itertools import count as count_up
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -26,7 +27,7 @@ from s2s_data.demo.corpus import agent_speech, first_words, samples_per_frame
 from s2s_data.demo.dialogues import all_exchanges
 from s2s_data.demo.voices import ENGINE_RATE_HZ
 from s2s_data.talk import dialogue, split_cases
-from s2s_data.talk.numbers import aloud
+from s2s_data.talk.numbers import in_parts
 
 SENTENCE = re.compile(r"[A-Z][a-z]+(?:,? [a-z]+){4,14}\.")  # plain words only: no code, no digits
 
@@ -47,7 +48,7 @@ def talk_answers(count: int = 1500) -> list[tuple[str, ...]]:
     """So many of what the agent says in training, in phrases, each answer once."""
     training, _, _ = split_cases(seed=0)
     talks = (dialogue("train", i, training, ["any"], seed=0, pause_share=0.0, barge_in_share=0.0) for i in count_up())
-    told = (tuple(map(aloud, exchange.phrases)) for talk in talks for exchange in talk.exchanges)
+    told = (tuple(chain(*map(in_parts, exchange.phrases))) for talk in talks for exchange in talk.exchanges)
     found: dict[tuple[str, ...], None] = {}
     while len(found) < count:
         found[next(told)] = None

@@ -45,6 +45,7 @@ LAST_WORD_FRAMES = 4  # of a question, at least: as in what is said, the agent r
 GAP_FRAMES = (2, 12)  # before a question
 OVERLAP_FRAMES = 4  # that the agent still speaks when the user has cut it off, at most
 BARGE_IN_SHARE = 0.15  # as in the corpus
+POOL = 4  # batches whose dialogues are sorted by length
 SILENCE_WEIGHT = 0.2  # of frames without a token, all together, beside those with one
 RATE_HZ = 16000  # of the grid; any
 LOG_EVERY_S = 10
@@ -55,7 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train for `--minutes`, tell how many held-out answers are right, and write the adapter."""
     args = parse(arguments)
     try:
-        from s2s_model.lora import save_lora
         from s2s_train.config import load_config
 
         if args.out.exists():
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             share = round(100 * sum(right.values()) / sum(asked.values()), 1)
             by_skill = {kind: f"{right[kind]}/{count}" for kind, count in sorted(asked.items())}
             print(json.dumps({"set": name, "right_percent": share, "right": by_skill}), flush=True)
-        save_lora(reader.network.llm, args.out)
+        reader.save(args.out)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -126,12 +126,17 @@ class Dialogues(IterableDataset[Channels]):
         self.tokenizer = Remembering(tokenizer)
 
     def __iter__(self) -> Iterator[Channels]:
-        """Each worker makes every so many-th batch."""
+        """Each worker makes every so many-th pool of dialogues, and batches of like lengths of it."""
         info = get_worker_info()
         first, step = (0, 1) if info is None else (info.id, info.num_workers)
+        size = POOL * self.batch
         for index in itertools.count(first, step):
-            numbers = range(index * self.batch, (index + 1) * self.batch)
-            yield collate([self._channels(number) for number in numbers], self.tokenizer.pad_id)
+            pool = [self._channels(number) for number in range(index * size, (index + 1) * size)]
+            pool.sort(key=lambda row: len(row[0]))
+            starts = list(range(0, size, self.batch))
+            random.Random(index).shuffle(starts)
+            for start in starts:
+                yield collate(pool[start : start + self.batch], self.tokenizer.pad_id)
 
     def _channels(self, number: int) -> tuple[Tensor, Tensor, Talk]:
         talk = dialogue(
@@ -200,15 +205,18 @@ class Reader:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         cfg.model.pretrained_asr = cfg.model.pretrained_lora = None  # nothing is heard, and it starts from nothing
-        self.network: DuplexNetwork = DuplexNetwork(cfg.model, cfg.data.frame_length, llm_dtype=dtype).to(self.device)
+        network = DuplexNetwork(cfg.model, cfg.data.frame_length, llm_dtype=dtype)
+        self.network: DuplexNetwork = network.to(self.device, dtype)
         self.weights = [weight for weight in self.network.llm.parameters() if weight.requires_grad]
-        for weight in self.weights:
-            weight.data = weight.data.float()
+        self.exact = [weight.detach().float().clone() for weight in self.weights]
 
     def train(self, seconds: float, batch: int) -> None:
-        """Take steps for so long, each on so many dialogues, and tell how they go."""
+        """Take steps for so long, each on so many dialogues, and tell how they go.
+
+        The adapters are learned in float32, and computed with in the LLM's dtype.
+        """
         fused = self.device.type == "cuda"
-        optimizer = torch.optim.AdamW(self.weights, PEAK_RATE, (0.9, 0.98), weight_decay=0.01, fused=fused)
+        optimizer = torch.optim.AdamW(self.exact, PEAK_RATE, (0.9, 0.98), weight_decay=0.01, fused=fused)
         training, _, _ = split_cases(self.cfg.seed or 0)
         batches = DataLoader(self._dialogues("read", training, batch), batch_size=None, num_workers=self.processes)
         began = told = 0.0
@@ -218,21 +226,33 @@ class Reader:
             began = began or now  # the first batch takes as long as the processes need to start
             share = (now - began) / seconds
             if share >= 1 and step:
-                return
+                break
             for group in optimizer.param_groups:
                 warm = min(1.0, (step + 1) / WARM_UP_STEPS)
                 group["lr"] = PEAK_RATE * warm * (0.5 + 0.5 * math.cos(math.pi * min(share, 1.0)))
             losses.append(self.loss(channels))
             losses[-1].backward()
-            torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
             losses[-1] = losses[-1].detach()
+            for weight, own in zip(self.exact, self.weights, strict=True):
+                assert own.grad is not None
+                weight.grad, own.grad = own.grad.float(), None
+            torch.nn.utils.clip_grad_norm_(self.exact, 1.0)
+            optimizer.step()
+            with torch.no_grad():
+                torch._foreach_copy_(self.weights, self.exact)
             if now - told > LOG_EVERY_S or not step:
                 loss = torch.stack(losses).mean().item()  # waits for the GPU
                 line = {"step": step + 1, "share": round(share, 4), "loss": round(loss, 4)}
                 print(json.dumps(line), flush=True)
                 told, losses = now, []
+
+    def save(self, folder: Path) -> None:
+        """Write the adapters, in float32."""
+        from s2s_model.lora import save_lora
+
+        for weight, exact in zip(self.weights, self.exact, strict=True):
+            weight.data = exact
+        save_lora(self.network.llm, folder)
 
     def _dialogues(self, name: str, held: Held, batch: int) -> Dialogues:
         seed, spread = self.cfg.seed or 0, self.cfg.data.spread_target_text
@@ -262,11 +282,10 @@ class Reader:
         from s2s_model.llm import llm_body, text_logits
 
         llm, cfg = self.network.llm, self.network.cfg
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            embeds_BTH = llm.get_input_embeddings()(inputs.text_BT) * cfg.duplex_text_channel_weight
-            embeds_BTH = embeds_BTH + self.network.embed_asr_tokens(inputs.user_text_BT) * cfg.duplex_asr_text_weight
-            hidden_BTH = llm_body(llm)(inputs_embeds=embeds_BTH, use_cache=False).last_hidden_state
-            return text_logits(llm, hidden_BTH[inputs.valid_BT]), inputs.text_labels_BT[inputs.valid_BT]
+        embeds_BTH = llm.get_input_embeddings()(inputs.text_BT) * cfg.duplex_text_channel_weight
+        embeds_BTH = embeds_BTH + self.network.embed_asr_tokens(inputs.user_text_BT) * cfg.duplex_asr_text_weight
+        hidden_BTH = llm_body(llm)(inputs_embeds=embeds_BTH, use_cache=False).last_hidden_state
+        return text_logits(llm, hidden_BTH[inputs.valid_BT]), inputs.text_labels_BT[inputs.valid_BT]
 
     @torch.no_grad()
     def answers(self, name: str, held: Held, count: int) -> tuple[Counter[str], Counter[str]]:

@@ -47,9 +47,13 @@ def test_turns_follow_one_another_and_hold_their_tokens():
 
 def test_channels_say_the_whole_dialogue_and_workers_share_them():
     dialogues = Dialogues("read", TRAINING, WordTokenizer(), batch=3, seed=0, spread=True)
-    first, second = itertools.islice(dialogues, 2)
+    first = next(iter(dialogues))
     assert first.agent_BT.shape == first.user_BT.shape
-    assert [talk.dialogue_id for talk in second.talks] == ["read-000003", "read-000004", "read-000005"]
+    dialogues = [*itertools.islice(dialogues, 8)]
+    names = sorted(talk.dialogue_id for channels in dialogues for talk in channels.talks)
+    assert names == [f"read-{i:06d}" for i in range(24)], "each once"
+    pools = [sorted(channels.lens_B.tolist() for channels in pool) for pool in (dialogues[:4], dialogues[4:])]
+    assert all(before[-1] <= behind[0] for pool in pools for before, behind in itertools.pairwise(pool)), "like lengths"
     for tokens_T, talk in zip(first.user_BT, first.talks, strict=True):
         assert tokens_T.unique().numel() > 3
         text = " ".join(exchange.question for exchange in talk.exchanges)

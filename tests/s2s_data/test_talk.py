@@ -20,7 +20,7 @@ from s2s_data.talk import FRAMES, SKILLS, TalkConfig, ask, build_talk_corpus, di
 from s2s_data.talk.corpus import FIELDS, lay_out, render, splits
 from s2s_data.talk.numbers import aloud, spoken
 from s2s_data.talk.rooms import noise, room
-from s2s_data.talk.skills import MISHEARD, MISHEARD_IN_PHRASES, phrases
+from s2s_data.talk.skills import MISHEARD, phrases
 from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
 from tests.s2s_data.builders import WordTokenizer
 
@@ -66,10 +66,10 @@ def test_every_case_fits_its_skill_and_its_value_is_in_the_answer():
         ("plus", {"a": "7", "b": "15"}, "22"),
         ("times", {"a": "12", "b": "12"}, "144"),
         ("half", {"a": "36"}, "18"),
-        ("larger", {"a": "4", "b": "52"}, "52"),
+        ("larger", {"a": "4", "b": "54"}, "54"),
         ("hours later", {"a": "11", "n": "4"}, "3 o'clock"),
         ("hours earlier", {"a": "1", "n": "2"}, "11 o'clock"),
-        ("days later", {"a": "Saturday", "n": "3"}, "Tuesday"),
+        ("days later", {"a": "Saturday", "n": "2"}, "Monday"),
         ("days earlier", {"a": "Monday", "n": "1"}, "Sunday"),
         ("months later", {"a": "November", "n": "3"}, "February"),
         ("first month", {"a": "May", "b": "March"}, "March"),
@@ -80,8 +80,8 @@ def test_every_case_fits_its_skill_and_its_value_is_in_the_answer():
         ("price", {"a": "hats", "n": "3", "b": "5"}, "15 dollars"),
         ("change", {"a": "10", "b": "7"}, "3 dollars"),
         ("minutes", {"a": "2"}, "120"),
-        ("opposite", {"a": "cold"}, "hot"),
-        ("last word", {"a": "the farmer feeds the horses"}, "horses"),
+        ("opposite", {"a": "big"}, "small"),
+        ("last word", {"a": "the farmer opens the blue door"}, "door"),
     ],
 )
 def test_answers_are_right(skill, case, value):
@@ -124,7 +124,7 @@ def test_no_answer_hangs_on_what_the_recogniser_does_not_hear():
         exchange.value for split in (TRAINING, CASES) for talk in some(split, 1500) for exchange in talk.exchanges
     }
     assert len(values) > 200
-    assert not values & (MISHEARD | MISHEARD_IN_PHRASES)
+    assert not values & MISHEARD
 
 
 def test_what_leans_on_answers_asks_no_held_out_case_either():

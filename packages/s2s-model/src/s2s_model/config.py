@@ -43,6 +43,7 @@ class ModelConfig:
     duplex_user_channel_weight: float = 1.0  # on the encoded user frames
     duplex_text_channel_weight: float = 1.0  # on the agent's text embeddings
     duplex_asr_text_weight: float = 1.0  # on the user's text embeddings
+    start_from_text: bool = False  # True: before training sound adds nothing to the text that the LLM reads
 
     # Frames by which a channel is moved against the audio it belongs to.
     delay_speech_channel_by: int = 1  # the agent's codes; 1 frame is the paper's

@@ -95,6 +95,8 @@ class DuplexNetwork(nn.Module):
         self._build_llm(llm_dtype)
         self.perception = build_perception(self.cfg, hidden_size(self.llm), frame_length_s)
         self._build_speech_channel()
+        if self.cfg.start_from_text:
+            self._silence_inputs()
         for head in self._heads:
             let_reduce(head)
         self.compiles_losses = False
@@ -135,6 +137,17 @@ class DuplexNetwork(nn.Module):
         self._code_offsets: Tensor
         self.register_buffer("_code_offsets", torch.arange(K) * C, persistent=False)
         self._codebook_weights = codebook_weights(self.cfg.codebook_loss_weight, K)
+
+    @torch.no_grad()
+    def _silence_inputs(self) -> None:
+        """Let what is heard and said add nothing to the LLM's inputs, until training lets it."""
+        if not isinstance(self.perception.proj, nn.Linear):
+            raise ValueError(
+                "model.start_from_text: nothing projects the encoder's frames behind the modality_adapter; set it to "
+                "false, or give model.perception an adapter that leaves that to us, such as a Conformer"
+            )
+        for weight in (self.embed_audio_tokens.weight, *self.perception.proj.parameters()):
+            weight.zero_()
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; parts that are frozen as a whole stay in eval mode: no dropout, no new batch statistics."""

@@ -27,7 +27,7 @@ from s2s_data.demo.corpus import (
 )
 from s2s_data.demo.voices import AGENT_VOICE, ENGINE_RATE_HZ, FloatArray, Voice
 from s2s_data.errors import DataError
-from s2s_data.talk.numbers import aloud
+from s2s_data.talk.numbers import aloud, in_parts
 from s2s_data.talk.plan import Held, Talk, dialogue, split_cases
 from s2s_data.talk.rooms import write_surroundings
 from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
@@ -226,11 +226,14 @@ def _answer(phrases: Sequence[str], start: int, config: TalkConfig, value: str |
     A phrase then sounds the same wherever it stands, and a few hundred of them are all that the agent says. The
     beginning of an answer, too, sounds as that of the whole one, and nothing tells that the user is about to interrupt.
     """
-    silence, *said = agent_speech([aloud(phrase) for phrase in phrases], config.agent_rate_hz, config.agent_voice)
-    ends = [len(part_S) // samples_per_frame(config.agent_rate_hz) for part_S in (silence, *said)]
-    ends = list(itertools.accumulate(ends))
+    parts = [in_parts(phrase) for phrase in phrases]
+    silence, *said = agent_speech(list(itertools.chain(*parts)), config.agent_rate_hz, config.agent_voice)
+    sounds = iter(said)
+    spoken = [np.concatenate(list(itertools.islice(sounds, len(part)))) for part in parts]
+    lengths = [len(sound_S) // samples_per_frame(config.agent_rate_hz) for sound_S in (silence, *spoken)]
+    ends = list(itertools.accumulate(lengths))
     words = tuple(zip(phrases, ends, ends[1:], strict=False))
-    speech_S = np.concatenate([silence, *said])
+    speech_S = np.concatenate([silence, *spoken])
     return Turn("agent", " ".join(phrases), start, speech_S, config.agent_rate_hz, value, words)
 
 

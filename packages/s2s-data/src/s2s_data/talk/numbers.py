@@ -23,3 +23,8 @@ def spoken(number: int) -> str:
 def aloud(text: str) -> str:
     """The text with its numbers in words: what a voice is asked to say."""
     return re.sub(r"\b\d{1,3}\b", lambda number: spoken(int(number[0])), text)
+
+
+def in_parts(text: str) -> list[str]:
+    """As `aloud`, hundreds and what follows them in parts: each is said for itself, and sounds as in other numbers."""
+    return re.split(r"(?<=hundred) ", aloud(text))

@@ -46,17 +46,12 @@ DOINGS = (
     "opens the blue door", "crosses the river",
 )  # fmt: skip
 PUNCTUATION = " .,"
-# What Whisper tiny.en didn't hear in at least two of three answers of the agent's voice ("well", "Wendy", "me"): as a
-# value it would count as a wrong answer, whatever the model says. No skill has cases with these values.
+TABLE = 100  # cases: a skill with fewer is a table to be known by heart, and no case of it is held out
+# What Whisper tiny.en didn't hear in at least two of three answers of the agent's voice ("is spread", "too sleep"): as
+# a value it would count as a wrong answer, whatever the model says.
 MISHEARD = frozenset((
-    "2", "12", "101", "102", "420", "540", "720", "4 dollars", "12 dollars", "49 dollars", "12 o'clock", "Wednesday",
-    "Thursday", "May", "rich", "sad", "foal", "joey", "men", "Lima", "Peru",
-))  # fmt: skip
-# What it doesn't hear since the agent speaks in phrases ("is spread", "too sleep"). Its cases are left out behind the
-# draw of held-out ones, which stays that of the published encoder.
-MISHEARD_IN_PHRASES = frozenset((
-    "0", "Tuesday", "Tokyo", "Havana", "red", "hot", "cold", "dirty", "high", "poor", "kid", "lamb", "mice",
-    "wolves", "horses", "8 dollars",
+    "0", "8 dollars", "Tuesday", "Wednesday", "Tokyo", "Havana", "Peru", "red", "hot", "cold", "dirty", "high", "poor",
+    "sad", "kid", "lamb", "foal", "mice", "wolves", "horses",
 ))  # fmt: skip
 
 
@@ -74,7 +69,7 @@ class Skill:
     @property
     def is_computed(self) -> bool:
         """Whether a case that was never heard can be answered from others."""
-        return len(self.cases) >= 30
+        return len(self.cases) >= TABLE
 
 
 @dataclass(frozen=True)
@@ -128,12 +123,12 @@ def _words(pairs: dict[str, str]) -> tuple[Case, ...]:
 
 
 def _hours(sign: int) -> tuple[Case, ...]:
-    cases = _steps([str(hour) for hour in range(1, 13)], range(1, 12), sign)
+    cases = _steps([str(hour) for hour in range(1, 13)], range(1, 24), sign)
     return tuple(case | {"value": f"{case['value']} o'clock"} for case in cases)
 
 
 def _larger() -> tuple[Case, ...]:
-    pairs = [(a, b) for a in range(1, 60, 3) for b in range(2, 60, 5) if a != b]
+    pairs = [(a, b) for a in range(1, 100, 3) for b in range(2, 100, 4) if a != b]
     return tuple({"a": str(a), "b": str(b), "value": str(max(a, b))} for a, b in pairs)
 
 
@@ -144,7 +139,7 @@ def _first_month() -> tuple[Case, ...]:
 
 def _legs() -> tuple[Case, ...]:
     return tuple(
-        {"n": str(n), "a": animals, "value": str(n * legs)} for animals, legs in LEGS.items() for n in range(2, 10)
+        {"n": str(n), "a": animals, "value": str(n * legs)} for animals, legs in LEGS.items() for n in range(2, 17)
     )
 
 
@@ -152,13 +147,13 @@ def _prices() -> tuple[Case, ...]:
     return tuple(
         {"n": str(n), "a": thing, "b": str(price), "value": f"{n * price} dollars"}
         for thing in THINGS
-        for n in range(2, 8)
-        for price in range(2, 8)
+        for n in range(2, 10)
+        for price in range(2, 10)
     )
 
 
 def _changes() -> tuple[Case, ...]:
-    cases = _numbers(((a, b) for a, b in _square(2, 30) if a > b + 1), lambda a, b: a - b)
+    cases = _numbers(((a, b) for a, b in _square(2, 50) if a > b + 1), lambda a, b: a - b)
     return tuple(case | {"value": f"{case['value']} dollars"} for case in cases)
 
 
@@ -198,19 +193,19 @@ def _of(name: str, direct: str, indirect: str, noun: str, answer: str, cases: tu
 
 SKILLS = (
     _of("plus", "what is {a} plus {b}", "what {a} plus {b} is", "the sum of {a} and {b}",
-        "{a} plus {b} is {value}.", _numbers(_square(1, 20), lambda a, b: a + b)),
+        "{a} plus {b} is {value}.", _numbers(_square(1, 50), lambda a, b: a + b)),
     _of("minus", "what is {a} minus {b}", "what {a} minus {b} is", "the difference of {a} and {b}",
-        "{a} minus {b} is {value}.", _numbers(((a, b) for a, b in _square(1, 20) if a > b), lambda a, b: a - b)),
+        "{a} minus {b} is {value}.", _numbers(((a, b) for a, b in _square(1, 60) if a > b), lambda a, b: a - b)),
     _of("times", "what is {a} times {b}", "what {a} times {b} is", "the product of {a} and {b}",
-        "{a} times {b} is {value}.", _numbers(_square(2, 12), lambda a, b: a * b)),
+        "{a} times {b} is {value}.", _numbers(((a, b) for a, b in _square(2, 20) if a < 13), lambda a, b: a * b)),
     _of("double", "what is twice {a}", "what twice {a} is", "the double of {a}", "twice {a} is {value}.",
-        _single(range(2, 60), lambda a: 2 * a)),
+        _single(range(2, 110), lambda a: 2 * a)),
     _of("half", "what is half of {a}", "what half of {a} is", "the half of {a}", "half of {a} is {value}.",
-        _single(range(2, 100, 2), lambda a: a // 2)),
+        _single(range(2, 220, 2), lambda a: a // 2)),
     _of("after", "which number comes after {a}", "which number comes after {a}", "the number after {a}",
-        "after {a} comes {value}.", _single(range(1, 120), lambda a: a + 1)),
+        "after {a} comes {value}.", _single(range(1, 200), lambda a: a + 1)),
     _of("before", "which number comes before {a}", "which number comes before {a}", "the number before {a}",
-        "before {a} comes {value}.", _single(range(1, 120), lambda a: a - 1)),
+        "before {a} comes {value}.", _single(range(1, 200), lambda a: a - 1)),
     _of("larger", "which is larger, {a} or {b}", "which is larger, {a} or {b}", "the larger of {a} and {b}",
         "{value} is larger.", _larger()),
     _of("hours later", "what time is it {n} hour{s} after {a} o'clock", "what time it is {n} hour{s} after {a} o'clock",
@@ -251,7 +246,7 @@ SKILLS = (
         "what is left of {a} dollars after spending {b}", "{value} are left.", _changes()),
     _of("age", "how old will I be in {b} years if I am {a} now", "how old I will be in {b} years if I am {a} now",
         "my age in {b} years if I am {a} now", "you will be {value}.",
-        _numbers(((a, b) for a in range(10, 60, 3) for b in range(2, 11)), lambda a, b: a + b)),
+        _numbers(((a, b) for a in range(5, 70) for b in range(2, 21)), lambda a, b: a + b)),
     _of("minutes", "how many minutes are {a} hours", "how many minutes {a} hours are", "the minutes of {a} hours",
         "{a} hours are {value} minutes.", _single(range(2, 16), lambda a: 60 * a)),
     _of("last word", "what is the last word of: {a}", "what the last word of this is: {a}",
