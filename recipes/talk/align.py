@@ -43,17 +43,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("recogniser", type=Path, help="a NeMo CTC model, as recipe:encoder writes it")
     parser.add_argument("shars", type=Path, nargs="+", metavar="SHAR", help="folders with cuts.*.jsonl.gz")
+    parser.add_argument("--rank", type=int, default=0, help="which of the processes this is, from 0 on (0)")
+    parser.add_argument("--world-size", type=int, default=1, help="processes that share the shards (1)")
     args = parser.parse_args(arguments)
+    if not 0 <= args.rank < args.world_size:
+        parser.error(f"--rank is {args.rank}: it must be from 0 to --world-size - 1, which is {args.world_size - 1}")
     try:
-        align(args.recogniser, args.shars)
+        align(args.recogniser, args.shars, args.rank, args.world_size)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     return 0
 
 
-def align(recogniser: Path, shars: Sequence[Path]) -> None:
-    """Align the shards that aren't yet.
+def align(recogniser: Path, shars: Sequence[Path], rank: int = 0, world_size: int = 1) -> None:
+    """Align the shards that aren't yet, of each set those whose number leaves `rank` when divided by `world_size`.
 
     Raises:
         FileNotFoundError: no recogniser, or a folder without manifests.
@@ -66,7 +70,7 @@ def align(recogniser: Path, shars: Sequence[Path]) -> None:
     listener: Listener | None = None
     for shar, manifests in shards.items():
         num_words = num_heard = 0
-        for manifest in manifests:
+        for manifest in manifests[rank::world_size]:
             cuts = list(load_jsonl(manifest))
             if all(is_aligned(turn) for cut in cuts for turn in turns_of(cut)):
                 continue

@@ -1,4 +1,4 @@
-"""Make what the recipe trains on and with: the corpus, codec, LLM, codes, the encoder, and the times of words.
+"""Make what the recipe trains on and with: the corpus, codec, LLM, codes, encoder, times of words, and the reader.
 
     hatch run recipe:prepare talk
     hatch run recipe:prepare talk --hours 12 --llm-vocabulary 8192    # for talk_carried.yaml
@@ -6,13 +6,14 @@
 
 What is there already stays: the same command goes on where it broke off, and takes a `codec.nemo` or an
 `encoder.nemo` that was put there. Both need a GPU: the codec is trained while the cores speak the corpus, the encoder
-then, on the corpus.
+then, on the corpus. So does what talk_carried.yaml's LLM reads before it hears (recipe:read).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make what is missing; return the exit code."""
     args = parse(arguments)
     try:
-        check_gpu(args.folder)
+        check_gpu(args)
         with ThreadPoolExecutor(max_workers=1) as beside:
             codec = beside.submit(train_codec, args.folder, args.codec_minutes)
             speak_corpus(args)
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store_codes(args.folder)
         train_encoder(args.folder, args.encoder_minutes, args.processes)
         align_words(args.folder)
+        teach_to_read(args)
     except subprocess.CalledProcessError as error:
         print(f"prepare: {Path(error.cmd[1]).name} ended with {error.returncode}, as told above", file=sys.stderr)
         return USER_ERROR
@@ -57,21 +59,27 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--codec-minutes", type=float, default=7.5, help="of training the codec (default: 7.5)")
     parser.add_argument("--encoder-minutes", type=float, default=5.0, help="of training the encoder (default: 5)")
-    parser.add_argument("--llm-vocabulary", type=int, metavar="N", help="as recipe:llm has it: then llm-N/, not llm/")
+    parser.add_argument(
+        "--reader-minutes", type=float, default=4.0, help="of reading, with --llm-vocabulary (default: 4)"
+    )
+    parser.add_argument(
+        "--llm-vocabulary", type=int, metavar="N", help="as recipe:llm has it: then llm-N/, not llm/, and reader/"
+    )
     parser.add_argument("--llm-wheel", type=Path, help="as recipe:llm's --wheel")
     return parser.parse_args(arguments)
 
 
-def check_gpu(folder: Path) -> None:
+def check_gpu(args: argparse.Namespace) -> None:
     """Refuse a machine that can't make what is missing, before anything is made.
 
     Raises:
-        OSError: there is no codec or no encoder, and no GPU.
+        OSError: something that is trained isn't there, and no GPU is.
     """
-    for name in ("codec.nemo", "encoder.nemo"):
-        if not (folder / name).exists() and not _has_gpu():
+    trained = ["codec.nemo", "encoder.nemo", *([] if args.llm_vocabulary is None else ["reader"])]
+    for name in trained:
+        if not (args.folder / name).exists() and not _has_gpu():
             raise OSError(
-                f"there is no {folder / name}, and no GPU to train it on: make it elsewhere, and put it there"
+                f"there is no {args.folder / name}, and no GPU to train it on: make it elsewhere, and put it there"
             )
 
 
@@ -109,12 +117,17 @@ def make_llm(args: argparse.Namespace) -> None:
     Raises:
         subprocess.CalledProcessError: what went wrong has been printed.
     """
-    kept = args.llm_vocabulary
-    out = args.folder / ("llm" if kept is None else f"llm-{kept}")
+    kept, out = args.llm_vocabulary, llm_folder(args)
     if not out.exists():
         vocabulary = () if kept is None else ("--vocabulary", kept)
         wheel = () if args.llm_wheel is None else ("--wheel", args.llm_wheel)
         _run("recipes/talk/make_llm.py", out, *vocabulary, *wheel)
+
+
+def llm_folder(args: argparse.Namespace) -> Path:
+    """Where the LLM goes."""
+    folder: Path = args.folder
+    return folder / ("llm" if args.llm_vocabulary is None else f"llm-{args.llm_vocabulary}")
 
 
 def store_codes(folder: Path) -> None:
@@ -151,6 +164,20 @@ def align_words(folder: Path) -> None:
     """
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # it imports another recipe
     _run("recipes/talk/align.py", folder / "encoder.nemo", *sorted((folder / "corpus").iterdir()), PYTHONPATH=path)
+
+
+def teach_to_read(args: argparse.Namespace) -> None:
+    """Let talk_carried.yaml's LLM read what the agent answers: reader/; in a process of its own.
+
+    Raises:
+        subprocess.CalledProcessError: what went wrong has been printed.
+    """
+    reader, part = args.folder / "reader", args.folder / "part-reader"
+    if args.llm_vocabulary is not None and not reader.exists():
+        shutil.rmtree(part, ignore_errors=True)
+        recipe, llm = ROOT / "recipes/talk/talk_carried.yaml", f"model.pretrained_llm={llm_folder(args)}"
+        _run("recipes/talk/read.py", recipe, part, llm, "--minutes", args.reader_minutes, TALK=args.folder)
+        part.rename(reader)
 
 
 def _run(script: str, *arguments: object, **environment: object) -> None:

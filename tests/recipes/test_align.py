@@ -31,6 +31,10 @@ def test_words_have_the_times_at_which_they_are_heard():
     ]  # fmt: skip
 
 
+def test_digits_are_heard_as_words():
+    assert times(turn("What is 42?"), HEARD) == [*times(turn("What is forty-two?"), HEARD)[:2], ("42?", 11.84, 1.2, 1)]
+
+
 def test_misheard_words_lie_between_their_neighbours():
     found = times(turn("What was forty one - two?"), HEARD)
     assert [word for word, *_ in found] == ["What", "was", "forty", "one", "-", "two?"]
@@ -71,6 +75,23 @@ def test_a_shar_is_aligned_once(shar, talk, capsys, monkeypatch):
     assert align.main([str(talk / "encoder.nemo"), str(shar)]) == 0
     assert not capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in shar.iterdir()} == written
+
+
+def test_processes_share_the_shards(shar, talk, capsys):
+    for path in list(shar.glob("*.000000.*")):
+        for number in (1, 2):
+            shutil.copy(path, path.with_name(path.name.replace("000000", f"{number:06d}")))
+    manifests = sorted(shar.glob("cuts.*.jsonl.gz"))
+    assert len(manifests) == 3
+    before = [path.read_bytes() for path in manifests]
+    shared = [str(talk / "encoder.nemo"), str(shar), "--world-size", "2"]
+    assert align.main([*shared, "--rank", "1"]) == 0
+    assert [path.read_bytes() != old for path, old in zip(manifests, before, strict=True)] == [False, True, False]
+    assert align.main([*shared, "--rank", "0"]) == 0
+    assert all(path.read_bytes() != old for path, old in zip(manifests, before, strict=True))
+    with pytest.raises(SystemExit):
+        align.main([*shared, "--rank", "2"])
+    assert "--rank is 2: it must be from 0 to --world-size - 1, which is 1" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_told(shar, tmp_path, capsys):

@@ -48,6 +48,29 @@ def test_what_needs_a_gpu_is_told_before_anything_is_made(name, folder, capsys, 
     assert {path.name for path in folder.iterdir()} == left
 
 
+def test_the_llm_that_is_carried_reads_before_it_hears(folder, monkeypatch):
+    shutil.move(folder / "llm", folder / "llm-99")
+    run = []
+
+    def note(script, *arguments, **environment):
+        run.append((script, arguments[2:], environment))
+        arguments[1].mkdir()
+
+    monkeypatch.setattr(prepare, "_run", note)
+    args = prepare.parse([str(folder), "--llm-vocabulary", "99", "--reader-minutes", "2"])
+    prepare.teach_to_read(args)
+    read = (f"model.pretrained_llm={folder / 'llm-99'}", "--minutes", 2.0)
+    assert run == [("recipes/talk/read.py", read, {"TALK": folder})]
+    assert (folder / "reader").is_dir()
+    prepare.teach_to_read(args)
+    prepare.teach_to_read(prepare.parse([str(folder)]))
+    assert len(run) == 1, "what is there stays, and talk.yaml's LLM doesn't need it"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (folder / "reader").rmdir()
+    with pytest.raises(OSError, match="no GPU to train it on"):
+        prepare.check_gpu(args)
+
+
 def test_the_encoder_is_trained_on_the_folder_s_corpus(folder, talk, monkeypatch):
     made = ("corpus", "noise", "rooms")
     for name in made:
