@@ -1,11 +1,14 @@
+import copy
 import logging
+import shutil
 
 import pytest
 import torch
 
+from s2s_model import DuplexS2SModel
 from s2s_model.freezing import freeze
 from s2s_model.llm import llm_blocks, llm_body, load_llm, text_logits
-from s2s_model.lora import TRAINED, inject_lora, merge_lora
+from s2s_model.lora import TRAINED, inject_lora, load_lora, merge_lora, save_lora
 from tests.s2s_model.builders import VOCAB_SIZE
 from tests.s2s_model.families import FAMILIES, HIDDEN_SIZE, LLAMA_LIKE, make_config, make_family
 
@@ -196,6 +199,62 @@ def test_adapters_on_tied_embeddings_are_refused(tmp_path, target):
 def test_without_adapters_there_is_nothing_to_merge(llm):
     with pytest.raises(ValueError, match="no adapters to merge"):
         merge_lora(llm)
+
+
+# --- adapters that are there already ------------------------------------------------------------------------------
+
+
+def test_adapters_are_saved_and_start_there(family, tmp_path):
+    trained, fresh = build(family), build(family)
+    inject_lora(trained, CONFIG)
+    names = inject_lora(fresh, CONFIG)
+    train(trained)
+    save_lora(trained, tmp_path / "adapter")
+    load_lora(fresh, str(tmp_path / "adapter"))
+    assert torch.equal(logits_of(fresh), logits_of(trained))
+    assert all(fresh.get_parameter(name).requires_grad for name in names)
+
+
+def test_what_peft_itself_saved_is_read(llm, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    theirs = get_peft_model(copy.deepcopy(llm), LoraConfig(**CONFIG, target_modules=["q_proj"]))
+    train(theirs.base_model.model)
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    inject_lora(llm, CONFIG | {"target_modules": ["q_proj"]})
+    load_lora(llm, str(tmp_path / "theirs/adapter_model.safetensors"))
+    assert torch.equal(logits_of(llm), logits_of(theirs.base_model.model))
+
+
+def test_an_adapter_of_another_shape_is_refused(llm, tmp_path):
+    other = copy.deepcopy(llm)
+    inject_lora(other, CONFIG | {"r": 2, "target_modules": ["q_proj"]})
+    save_lora(other, tmp_path / "other")
+    inject_lora(llm, CONFIG | {"target_modules": ["q_proj"]})
+    with pytest.raises(ValueError, match=r"q_proj\.lora_A\.weight is \[2, \d+\] there, \[4, \d+\] here"):
+        load_lora(llm, str(tmp_path / "other"))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match=r"model\.pretrained_lora: .*none is no adapter that peft saved"):
+        load_lora(llm, str(tmp_path / "none"))
+
+
+def test_an_adapter_without_its_shape_in_the_config_is_refused(config):
+    with pytest.raises(ValueError, match=r"model\.pretrained_lora is an adapter, and model\.lora is null"):
+        DuplexS2SModel({**config, "pretrained_lora": "adapter"})
+
+
+def test_a_saved_model_needs_the_adapter_no_more(config, llm_dir, tmp_path):
+    llm = build(llm_dir)
+    inject_lora(llm, CONFIG)
+    train(llm)
+    save_lora(llm, tmp_path / "adapter")
+    model = DuplexS2SModel({**config, "lora": CONFIG, "pretrained_lora": str(tmp_path / "adapter")})
+    shutil.rmtree(tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "saved")
+    again = DuplexS2SModel.from_pretrained(tmp_path / "saved")
+    for name, value in model.llm.state_dict().items():
+        assert torch.equal(again.llm.state_dict()[name], value), name
+    assert any(value.any() for name, value in model.llm.state_dict().items() if ".lora_B." in name)
 
 
 # --- NeMo --------------------------------------------------------------------------------------------------------
