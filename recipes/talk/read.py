@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from s2s_data.batch import TimedWords, Turn
-from s2s_data.talk import dialogue, split_cases
+from s2s_data.talk import TalkConfig, dialogue, split_cases
 from s2s_data.text_channel import FrameGrid, build_text_channel
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.out.exists():
             raise FileExistsError(f"{args.out} is there already: give another name, or move it away")
         cfg = load_config(args.config, args.overrides)
-        reader = Reader(cfg, args.processes)
+        reader = Reader(cfg, args.processes, args.corpus_seed)
         reader.train(args.minutes * 60, args.batch)
-        for name, held in zip(("heldout", "heldout_wording"), split_cases(cfg.seed or 0)[1:], strict=True):
+        for name, held in zip(("heldout", "heldout_wording"), split_cases(args.corpus_seed)[1:], strict=True):
             right, asked = reader.answers(name, held, args.scored)
             share = round(100 * sum(right.values()) / sum(asked.values()), 1)
             by_skill = {kind: f"{right[kind]}/{count}" for kind, count in sorted(asked.items())}
@@ -87,6 +87,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=256, help="dialogues a step (256)")
     parser.add_argument("--scored", type=int, default=256, help="dialogues of each held-out set that are scored (256)")
     parser.add_argument("--processes", type=int, default=4, help="that write dialogues (4)")
+    parser.add_argument(
+        "--corpus-seed", type=int, default=TalkConfig.seed, help="by which the corpus draws what it holds out (0)"
+    )
     args = parser.parse_intermixed_args(arguments)
     for name in ("minutes", "batch", "scored"):
         if getattr(args, name) <= 0:
@@ -193,7 +196,7 @@ def collate(rows: Sequence[tuple[Tensor, Tensor, Talk]], pad_id: int) -> Channel
 class Reader:
     """The config's network, of which the LLM's adapters are trained."""
 
-    def __init__(self, cfg: AppConfig, processes: int) -> None:
+    def __init__(self, cfg: AppConfig, processes: int, corpus_seed: int = TalkConfig.seed) -> None:
         from s2s_model.network import DuplexNetwork
 
         if cfg.model.lora is None:
@@ -201,7 +204,7 @@ class Reader:
         if not cfg.model.predict_user_text:
             raise ValueError("model.predict_user_text is false: then there is no question to be read")
         torch.manual_seed(cfg.seed or 0)
-        self.cfg, self.processes = cfg, processes
+        self.cfg, self.processes, self.corpus_seed = cfg, processes, corpus_seed
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         cfg.model.pretrained_asr = cfg.model.pretrained_lora = None  # nothing is heard, and it starts from nothing
@@ -217,7 +220,7 @@ class Reader:
         """
         fused = self.device.type == "cuda"
         optimizer = torch.optim.AdamW(self.exact, PEAK_RATE, (0.9, 0.98), weight_decay=0.01, fused=fused)
-        training, _, _ = split_cases(self.cfg.seed or 0)
+        training, _, _ = split_cases(self.corpus_seed)
         batches = DataLoader(self._dialogues("read", training, batch), batch_size=None, num_workers=self.processes)
         began = told = 0.0
         losses: list[Tensor] = []
@@ -255,8 +258,8 @@ class Reader:
         save_lora(self.network.llm, folder)
 
     def _dialogues(self, name: str, held: Held, batch: int) -> Dialogues:
-        seed, spread = self.cfg.seed or 0, self.cfg.data.spread_target_text
-        return Dialogues(name, held, self.network.tokenizer, batch, seed, spread)
+        spread = self.cfg.data.spread_target_text
+        return Dialogues(name, held, self.network.tokenizer, batch, self.corpus_seed, spread)
 
     def loss(self, channels: Channels) -> Tensor:
         """In nats a token; frames without one count `SILENCE_WEIGHT` of all."""

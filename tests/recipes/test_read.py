@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from recipes.talk import read
 from recipes.talk.read import LAST_WORD_FRAMES, RATE_HZ, Dialogues, Reader, Remembering, lay_out
-from s2s_data.talk import dialogue, split_cases
+from s2s_data.talk import TalkConfig, dialogue, split_cases
 from s2s_model.network import DuplexNetwork
 from s2s_train.config import load_config
 from tests.recipes.builders import READ_ONCE, RECIPES, TOKENS
@@ -25,8 +25,9 @@ def config(talk, *overrides):
     return load_config(CONFIG, [f"model.pretrained_llm={talk / 'llm'}", *TOKENS, *overrides])
 
 
-def talks(count):
-    return [dialogue("read", i, TRAINING, ["any"], seed=0, pause_share=0.0, barge_in_share=0.5) for i in range(count)]
+def talks(count, barge_in_share=0.5):
+    shares = {"pause_share": 0.0, "barge_in_share": barge_in_share}
+    return [dialogue("read", i, TRAINING, ["any"], seed=0, **shares) for i in range(count)]
 
 
 def test_turns_follow_one_another_and_hold_their_tokens():
@@ -88,6 +89,15 @@ def test_it_learns_what_it_reads(in_talk):
     frozen = [weight for weight in reader.network.parameters() if weight.requires_grad and weight.grad is None]
     assert all(weight.grad is not None for weight in reader.weights)
     assert frozen, "heads and embeddings of what isn't read stay as they are"
+
+
+def test_what_is_held_out_hangs_on_the_corpus_s_seed_alone(in_talk):
+    reader = Reader(config(in_talk, "seed=7"), processes=0)
+    assert reader.corpus_seed == TalkConfig().seed
+    (channels, *_) = itertools.islice(reader._dialogues("read", TRAINING, 4), 1)
+    names = {talk.dialogue_id: talk for talk in channels.talks}
+    expected = {talk.dialogue_id: talk for talk in talks(16, barge_in_share=read.BARGE_IN_SHARE)}
+    assert names.items() <= expected.items()
 
 
 def test_an_answer_is_right_only_if_every_word_is(in_talk, monkeypatch):
