@@ -48,9 +48,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    packing = commands.add_parser("pack", help="write a run's last checkpoint as small files")
+    packing = commands.add_parser("pack", help="write a run's checkpoint as small files")
     packing.add_argument("run", type=Path)
     packing.add_argument("parts", type=Path, help="the folder to write, new or empty")
+    packing.add_argument(
+        "--checkpoint", default="last", help="a file of RUN/checkpoints; last (default); or best, by the run's monitor"
+    )
     packing.add_argument("--part-mib", type=float, default=16, help="the largest file (16)")
     packing.add_argument("--total-mib", type=float, default=64, help="the most of all files (64)")
     unpacking = commands.add_parser("unpack", help="make a run's folder of them, which train:fit goes on from")
@@ -69,11 +72,10 @@ def pack(args: argparse.Namespace) -> str:
     from s2s_model.model_section import without_weights
     from s2s_model.weights import read_checkpoint
     from s2s_train.export import find_trained
-    from s2s_train.find_checkpoint import LAST
 
     if args.parts.exists() and any(args.parts.iterdir()):
         raise FileExistsError(f"{args.parts} isn't empty: give a new folder")
-    cfg, path = find_trained(args.run, LAST)
+    cfg, path = find_trained(args.run, args.checkpoint)
     checkpoint = read_checkpoint(path)
     state = checkpoint.pop("state_dict")
     frozen = frozen_names(build(cfg, without_weights(asdict(cfg.model))))

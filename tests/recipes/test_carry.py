@@ -74,6 +74,16 @@ def test_an_encoder_that_is_trained_is_carried(talk, in_talk):
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("perception.encoder."))
 
 
+def test_another_checkpoint_than_the_last_is_packed(run, capsys):
+    earlier = last(run)
+    earlier["global_step"] = 0
+    AtomicCheckpointIO().save_checkpoint(earlier, run / "checkpoints/earlier.ckpt")
+    assert carry.main(["pack", str(run), "parts", "--checkpoint", "earlier.ckpt"]) == 0
+    assert "parts: step 0 of runs/carried/checkpoints/earlier.ckpt" in capsys.readouterr().out
+    assert carry.main(["pack", str(run), "others", "--checkpoint", "none.ckpt"]) == 2
+    assert "none.ckpt" in capsys.readouterr().err
+
+
 def test_tied_weights_are_carried_once(run, capsys):
     path = run / "checkpoints/last.ckpt"
     checkpoint = last(run)
