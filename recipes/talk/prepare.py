@@ -1,7 +1,7 @@
 """Make what the recipe trains on and with: the corpus, codec, LLM, codes, encoder, times of words, and the reader.
 
     hatch run recipe:prepare talk
-    hatch run recipe:prepare talk --hours 12 --llm-vocabulary 8192    # for talk_carried.yaml
+    hatch run recipe:prepare talk --llm-vocabulary 8192    # for talk_carried.yaml
     mkdir talk; cp recipes/talk/*.nemo talk    # before it: the published codec and encoder, not ones trained anew
 
 What is there already stays: the same command goes on where it broke off, and takes a `codec.nemo` or an
@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="corpus/, noise/, rooms/, llm/, codec.nemo and encoder.nemo go there")
-    parser.add_argument("--hours", type=float, default=30.0, help="of training dialogues (default: 30)")
+    parser.add_argument("--hours", type=float, default=40.0, help="of training dialogues (default: 40)")
     parser.add_argument("--heldout", type=int, default=64, help="dialogues of each held-out set (default: 64)")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="that speak and, later, load (default: one a core)"
@@ -60,10 +60,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--codec-minutes", type=float, default=7.5, help="of training the codec (default: 7.5)")
     parser.add_argument("--encoder-minutes", type=float, default=5.0, help="of training the encoder (default: 5)")
     parser.add_argument(
-        "--reader-minutes", type=float, default=4.0, help="of reading, with --llm-vocabulary (default: 4)"
+        "--reader-minutes",
+        type=float,
+        default=4.0,
+        help="of reading; 0: none, as a run goes on (default: 4)",
     )
     parser.add_argument(
-        "--llm-vocabulary", type=int, metavar="N", help="as recipe:llm has it: then llm-N/, not llm/, and reader/"
+        "--llm-vocabulary", type=int, metavar="N", help="as recipe:llm has it: then llm-N/, not llm/, and reader-N/"
     )
     parser.add_argument("--llm-wheel", type=Path, help="as recipe:llm's --wheel")
     return parser.parse_args(arguments)
@@ -75,12 +78,10 @@ def check_gpu(args: argparse.Namespace) -> None:
     Raises:
         OSError: something that is trained isn't there, and no GPU is.
     """
-    trained = ["codec.nemo", "encoder.nemo", *([] if args.llm_vocabulary is None else ["reader"])]
-    for name in trained:
-        if not (args.folder / name).exists() and not _has_gpu():
-            raise OSError(
-                f"there is no {args.folder / name}, and no GPU to train it on: make it elsewhere, and put it there"
-            )
+    reader = reader_folder(args)
+    for path in (args.folder / "codec.nemo", args.folder / "encoder.nemo", *([] if reader is None else [reader])):
+        if not path.exists() and not _has_gpu():
+            raise OSError(f"there is no {path}, and no GPU to train it on: make it elsewhere, and put it there")
 
 
 def train_codec(folder: Path, minutes: float) -> None:
@@ -166,14 +167,21 @@ def align_words(folder: Path) -> None:
     _run("recipes/talk/align.py", folder / "encoder.nemo", *sorted((folder / "corpus").iterdir()), PYTHONPATH=path)
 
 
+def reader_folder(args: argparse.Namespace) -> Path | None:
+    """Where what talk_carried.yaml's LLM has read goes; None: nothing is read."""
+    folder: Path = args.folder
+    wanted = args.llm_vocabulary is not None and args.reader_minutes > 0
+    return folder / f"reader-{args.llm_vocabulary}" if wanted else None
+
+
 def teach_to_read(args: argparse.Namespace) -> None:
-    """Let talk_carried.yaml's LLM read what the agent answers: reader/; in a process of its own.
+    """Let talk_carried.yaml's LLM read what the agent answers: reader-N/; in a process of its own.
 
     Raises:
         subprocess.CalledProcessError: what went wrong has been printed.
     """
-    reader, part = args.folder / "reader", args.folder / "part-reader"
-    if args.llm_vocabulary is not None and not reader.exists():
+    reader, part = reader_folder(args), args.folder / "part-reader"
+    if reader is not None and not reader.exists():
         shutil.rmtree(part, ignore_errors=True)
         recipe, llm = ROOT / "recipes/talk/talk_carried.yaml", f"model.pretrained_llm={llm_folder(args)}"
         _run("recipes/talk/read.py", recipe, part, llm, "--minutes", args.reader_minutes, TALK=args.folder)

@@ -1,11 +1,11 @@
 """Teach the LLM's adapters what the agent answers, from text alone, before a run that hears and speaks.
 
-    hatch run recipe:read recipes/talk/talk_carried.yaml talk/reader --minutes 3
+    hatch run recipe:read recipes/talk/talk_carried.yaml talk/reader-8192 --minutes 4
 
 In sound two answers take 15 seconds. Here the LLM reads such dialogues as the text channels of a run, on the frame
 grid but at a faster pace, with nothing in the other channels: many more answers in the same time. Cases and wordings
-that the corpus holds out stay unread; how many of their answers are right, word for word, is told in the end. OUT is a
-peft adapter, in which `model.pretrained_lora` lets a run of the config start. Exit code 2: something is missing.
+that the corpus holds out stay unread; how many of their answers are right is told in the end. OUT is a peft adapter, in
+which `model.pretrained_lora` lets a run of the config start. Exit code 2: something is missing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -30,6 +31,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from s2s_data.batch import TimedWords, Turn
 from s2s_data.talk import TalkConfig, dialogue, split_cases
 from s2s_data.text_channel import FrameGrid, build_text_channel
+from s2s_model.channels import agent_turns
 
 if TYPE_CHECKING:
     from s2s_data.talk.plan import Held, Talk
@@ -43,9 +45,8 @@ PACES = (0.3, 1.0)  # frames that words take in a dialogue, as a share of about 
 FRAMES_A_LETTER = 0.8
 LAST_WORD_FRAMES = 4  # of a question, at least: as in what is said, the agent reads the last word before it answers
 GAP_FRAMES = (2, 12)  # before a question
-OVERLAP_FRAMES = 4  # that the agent still speaks when the user has cut it off, at most
-BARGE_IN_SHARE = 0.15  # as in the corpus
 POOL = 4  # batches whose dialogues are sorted by length
+SCORED_AT_ONCE = 64  # dialogues
 SILENCE_WEIGHT = 0.2  # of frames without a token, all together, beside those with one
 RATE_HZ = 16000  # of the grid; any
 LOG_EVERY_S = 10
@@ -122,11 +123,29 @@ class Remembering:
 
 
 class Dialogues(IterableDataset[Channels]):
-    """Batches of dialogues of a split, each dialogue once, without an end."""
+    """Batches of dialogues of a split, each dialogue once, without an end.
 
-    def __init__(self, name: str, held: Held, tokenizer: TextTokenizer, batch: int, seed: int, spread: bool) -> None:
-        self.name, self.held, self.batch, self.seed, self.spread = name, held, batch, seed, spread
+    Args:
+        name, held, corpus: of the split, and how its dialogues flow.
+        tokenizer: of the text channels.
+        batch: dialogues in one.
+        spread_agent, spread_user: as the config's data has them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        held: Held,
+        corpus: TalkConfig,
+        tokenizer: TextTokenizer,
+        batch: int,
+        *,
+        spread_agent: bool = True,
+        spread_user: bool = True,
+    ) -> None:
+        self.name, self.held, self.corpus, self.batch = name, held, corpus, batch
         self.tokenizer = Remembering(tokenizer)
+        self.spread_agent, self.spread_user = spread_agent, spread_user
 
     def __iter__(self) -> Iterator[Channels]:
         """Each worker makes every so many-th pool of dialogues, and batches of like lengths of it."""
@@ -134,27 +153,28 @@ class Dialogues(IterableDataset[Channels]):
         first, step = (0, 1) if info is None else (info.id, info.num_workers)
         size = POOL * self.batch
         for index in itertools.count(first, step):
-            pool = [self._channels(number) for number in range(index * size, (index + 1) * size)]
+            pool = [self.channels(number) for number in range(index * size, (index + 1) * size)]
             pool.sort(key=lambda row: len(row[0]))
             starts = list(range(0, size, self.batch))
             random.Random(index).shuffle(starts)
             for start in starts:
                 yield collate(pool[start : start + self.batch], self.tokenizer.pad_id)
 
-    def _channels(self, number: int) -> tuple[Tensor, Tensor, Talk]:
-        talk = dialogue(
-            self.name, number, self.held, ["any"], seed=self.seed, pause_share=0.0, barge_in_share=BARGE_IN_SHARE
-        )  # fmt: skip
-        turns, num_frames = lay_out(talk, random.Random(f"{self.seed}-{self.name}-{number}-pace"), self.tokenizer)
+    def channels(self, number: int) -> tuple[Tensor, Tensor, Talk]:
+        """The agent's and the user's text [T] of a dialogue."""
+        seed, share = self.corpus.seed, self.corpus.barge_in_share
+        talk = dialogue(self.name, number, self.held, ["any"], seed=seed, pause_share=0.0, barge_in_share=share)
+        rng = random.Random(f"{seed}-{self.name}-{number}-pace")
+        turns, num_frames = lay_out(talk, self.corpus, rng, self.tokenizer)
         grid = FrameGrid(num_frames, 1 / RATE_HZ, RATE_HZ)
         agent, user = (
             build_text_channel([turn for turn in turns if turn.role == role], grid, self.tokenizer, spread=spread)
-            for role, spread in (("agent", self.spread), ("user", True))
+            for role, spread in (("agent", self.spread_agent), ("user", self.spread_user))
         )
         return agent.tokens_T, user.tokens_T, talk
 
 
-def lay_out(talk: Talk, rng: random.Random, tokenizer: Remembering) -> tuple[list[Turn], int]:
+def lay_out(talk: Talk, corpus: TalkConfig, rng: random.Random, tokenizer: Remembering) -> tuple[list[Turn], int]:
     """Turns at a random pace, a frame being 1 / `RATE_HZ` seconds; returns them and how many frames there are."""
     pace = rng.uniform(*PACES)
     turns: list[Turn] = []
@@ -164,11 +184,11 @@ def lay_out(talk: Talk, rng: random.Random, tokenizer: Remembering) -> tuple[lis
         phrases = exchange.heard_if_cut_off if cut_off else exchange.phrases
         clock += 0 if i - 1 in talk.barge_ins else rng.randint(*GAP_FRAMES)
         question = _turn("user", exchange.question.split(), clock, pace, tokenizer, LAST_WORD_FRAMES)
-        answer = _turn("agent", phrases, _frames(question.end_s) + 4, pace, tokenizer, 1)
+        answer = _turn("agent", phrases, _frames(question.end_s) + corpus.answer_gap_frames, pace, tokenizer, 1)
         turns += [question, answer]
         length = _frames(answer.duration_s)
-        clock = _frames(answer.end_s) - (min(OVERLAP_FRAMES, length // 2) if cut_off else 0)
-    return turns, max(_frames(turn.end_s) for turn in turns) + 4
+        clock = _frames(answer.end_s) - (min(corpus.overlap_frames, length // 2) if cut_off else 0)
+    return turns, max(_frames(turn.end_s) for turn in turns) + corpus.tail_frames
 
 
 def _frames(duration_s: float) -> int:
@@ -197,6 +217,7 @@ class Reader:
     """The config's network, of which the LLM's adapters are trained."""
 
     def __init__(self, cfg: AppConfig, processes: int, corpus_seed: int = TalkConfig.seed) -> None:
+        from s2s_model.lora import TRAINED
         from s2s_model.network import DuplexNetwork
 
         if cfg.model.lora is None:
@@ -204,13 +225,16 @@ class Reader:
         if not cfg.model.predict_user_text:
             raise ValueError("model.predict_user_text is false: then there is no question to be read")
         torch.manual_seed(cfg.seed or 0)
-        self.cfg, self.processes, self.corpus_seed = cfg, processes, corpus_seed
+        self.cfg, self.processes, self.corpus = cfg, processes, TalkConfig(seed=corpus_seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        cfg.model.pretrained_asr = cfg.model.pretrained_lora = None  # nothing is heard, and it starts from nothing
+        if cfg.model.perception.get("encoder"):
+            cfg.model.pretrained_asr = None  # nothing is heard
+        cfg.model.pretrained_lora = None
+        cfg.model.start_from_text = True  # whatever stands in the other channels is nothing to the LLM
         network = DuplexNetwork(cfg.model, cfg.data.frame_length, llm_dtype=dtype)
         self.network: DuplexNetwork = network.to(self.device, dtype)
-        self.weights = [weight for weight in self.network.llm.parameters() if weight.requires_grad]
+        self.weights = [weight for name, weight in self.network.llm.named_parameters() if re.match(TRAINED, name)]
         self.exact = [weight.detach().float().clone() for weight in self.weights]
 
     def train(self, seconds: float, batch: int) -> None:
@@ -220,7 +244,7 @@ class Reader:
         """
         fused = self.device.type == "cuda"
         optimizer = torch.optim.AdamW(self.exact, PEAK_RATE, (0.9, 0.98), weight_decay=0.01, fused=fused)
-        training, _, _ = split_cases(self.corpus_seed)
+        training, _, _ = split_cases(self.corpus.seed)
         batches = DataLoader(self._dialogues("read", training, batch), batch_size=None, num_workers=self.processes)
         began = told = 0.0
         losses: list[Tensor] = []
@@ -258,8 +282,9 @@ class Reader:
         save_lora(self.network.llm, folder)
 
     def _dialogues(self, name: str, held: Held, batch: int) -> Dialogues:
-        spread = self.cfg.data.spread_target_text
-        return Dialogues(name, held, self.network.tokenizer, batch, self.corpus_seed, spread)
+        data = self.cfg.data
+        spread = {"spread_agent": data.spread_target_text, "spread_user": data.spread_source_text}
+        return Dialogues(name, held, self.corpus, self.network.tokenizer, batch, **spread)
 
     def loss(self, channels: Channels) -> Tensor:
         """In nats a token; frames without one count `SILENCE_WEIGHT` of all."""
@@ -273,46 +298,62 @@ class Reader:
 
     def _inputs(self, channels: Channels) -> DuplexInputs:
         """The channels moved by the config's delays."""
+        from s2s_model.llm import hidden_size
+
         agent_BT, user_BT, lens_B = (part.to(self.device, non_blocking=True) for part in channels[:3])
         B, T = agent_BT.shape
-        nothing = torch.zeros(B, T, 1, device=self.device)
+        nothing = torch.zeros(B, T, hidden_size(self.network.llm), device=self.device, dtype=self.network.llm.dtype)
         codes_BTK = torch.zeros(B, T, self.network.audio_codec.num_codebooks, dtype=torch.int64, device=self.device)
         inputs, _ = self.network.align(nothing, agent_BT, codes_BTK, (lens_B, lens_B, lens_B), user_BT)
         return inputs
 
     def _predicted(self, inputs: DuplexInputs) -> tuple[Tensor, Tensor]:
         """Logits [N, V] of the agent's text in valid frames, and what it is."""
-        from s2s_model.llm import llm_body, text_logits
+        from s2s_model.llm import text_logits
 
-        llm, cfg = self.network.llm, self.network.cfg
-        embeds_BTH = llm.get_input_embeddings()(inputs.text_BT) * cfg.duplex_text_channel_weight
-        embeds_BTH = embeds_BTH + self.network.embed_asr_tokens(inputs.user_text_BT) * cfg.duplex_asr_text_weight
-        hidden_BTH = llm_body(llm)(inputs_embeds=embeds_BTH, use_cache=False).last_hidden_state
-        return text_logits(llm, hidden_BTH[inputs.valid_BT]), inputs.text_labels_BT[inputs.valid_BT]
+        hidden_BTH = self.network.hidden_states(inputs)
+        return text_logits(self.network.llm, hidden_BTH[inputs.valid_BT]), inputs.text_labels_BT[inputs.valid_BT]
 
     @torch.no_grad()
     def answers(self, name: str, held: Held, count: int) -> tuple[Counter[str], Counter[str]]:
-        """By skill: how many answers are right to the last word, and how many were asked for.
+        """By skill: how many answers of a split's first dialogues are right, and how many were asked for.
 
-        Each token is predicted from the right ones before it; where all are right, so is what it would write alone.
+        Each frame's likeliest token is compared, given the right ones before it: a token has to be the answer's, and
+        where there is none it may be none, or the answer's next one, early.
         """
         right: Counter[str] = Counter()
         asked: Counter[str] = Counter()
         self.network.eval()
-        for channels in itertools.islice(self._dialogues(name, held, min(count, 64)), math.ceil(count / 64)):
+        dialogues = self._dialogues(name, held, SCORED_AT_ONCE)
+        pad_id, bos_id, eos_id = (getattr(self.network.tokenizer, f"{role}_id") for role in ("pad", "bos", "eos"))
+        for first in range(0, count, SCORED_AT_ONCE):
+            numbers = range(first, min(first + SCORED_AT_ONCE, count))
+            channels = collate([dialogues.channels(number) for number in numbers], pad_id)
             inputs = self._inputs(channels)
-            logits_NV, labels_N = self._predicted(inputs)
-            wrong_BT = torch.zeros_like(inputs.valid_BT)
-            wrong_BT[inputs.valid_BT] = (logits_NV.argmax(1) != labels_N) & (labels_N != self.network.tokenizer.pad_id)
-            begins_BT = inputs.text_labels_BT == self.network.tokenizer.bos_id
-            for talk, wrong_T, begins_T in zip(channels.talks, wrong_BT.tolist(), begins_BT.tolist(), strict=True):
-                starts = [t for t, begins in enumerate(begins_T) if begins]
-                for i, (start, end) in enumerate(itertools.pairwise([*starts, len(begins_T)])):
+            logits_NV, _ = self._predicted(inputs)
+            written_BT = torch.full_like(inputs.text_labels_BT, pad_id)
+            written_BT[inputs.valid_BT] = logits_NV.argmax(1)
+            for talk, written_T, labels_T in zip(
+                channels.talks, written_BT.tolist(), inputs.text_labels_BT.tolist(), strict=True
+            ):
+                for i, (start, end) in enumerate(agent_turns(labels_T, bos_id, eos_id)):
                     if i not in talk.barge_ins and talk.exchanges[i].value is not None:
                         asked[talk.exchanges[i].kind] += 1
-                        right[talk.exchanges[i].kind] += not any(wrong_T[start + 1 : end])
+                        said = slice(start + 1, end)
+                        right[talk.exchanges[i].kind] += is_right(written_T[said], labels_T[said], pad_id)
         self.network.train()
         return right, asked
+
+
+def is_right(written_T: Sequence[int], labels_T: Sequence[int], pad_id: int) -> bool:
+    """Whether what is written in each frame is the text's token, or in its place none or the next one."""
+    following = pad_id
+    for written, label in zip(reversed(written_T), reversed(labels_T), strict=True):
+        if label != pad_id:
+            following = label
+        if written != label and not (label == pad_id and written == following):
+            return False
+    return True
 
 
 if __name__ == "__main__":

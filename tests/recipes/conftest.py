@@ -27,7 +27,7 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("TALK", str(folder))
         assert train_encoder.main([str(RECIPES / "talk.yaml"), str(folder / "encoder.nemo"), *ONE_STEP]) == 0
         llm = f"model.pretrained_llm={folder / 'llm'}"
-        assert read.main([str(RECIPES / "talk_carried.yaml"), str(folder / "reader"), *READ_ONCE, llm]) == 0
+        assert read.main([str(RECIPES / "talk_carried.yaml"), str(folder / "reader-8192"), *READ_ONCE, llm]) == 0
     return folder
 
 

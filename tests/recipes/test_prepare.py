@@ -61,14 +61,18 @@ def test_the_llm_that_is_carried_reads_before_it_hears(folder, monkeypatch):
     prepare.teach_to_read(args)
     read = (f"model.pretrained_llm={folder / 'llm-99'}", "--minutes", 2.0)
     assert run == [("recipes/talk/read.py", read, {"TALK": folder})]
-    assert (folder / "reader").is_dir()
+    assert (folder / "reader-99").is_dir()
     prepare.teach_to_read(args)
-    prepare.teach_to_read(prepare.parse([str(folder)]))
-    assert len(run) == 1, "what is there stays, and talk.yaml's LLM doesn't need it"
+    without = [prepare.parse([str(folder), *more]) for more in ([], ["--llm-vocabulary", "9", "--reader-minutes", "0"])]
+    for other in without:
+        prepare.teach_to_read(other)
+    assert len(run) == 1, "what is there stays, talk.yaml's LLM doesn't need it, nor does a run that goes on"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (folder / "reader").rmdir()
-    with pytest.raises(OSError, match="no GPU to train it on"):
+    (folder / "reader-99").rmdir()
+    with pytest.raises(OSError, match="reader-99, and no GPU to train it on"):
         prepare.check_gpu(args)
+    for other in without:
+        prepare.check_gpu(other)
 
 
 def test_the_encoder_is_trained_on_the_folder_s_corpus(folder, talk, monkeypatch):

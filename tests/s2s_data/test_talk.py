@@ -185,7 +185,7 @@ def test_turns_lie_as_planned():
     assert answer.value is None
     phrases = talk.exchanges[0].phrases
     assert answer.text == " ".join(phrases[: len(phrases) // 2])
-    assert turns[3].text == talk.exchanges[1].answer or 1 in talk.barge_ins
+    assert turns[-1].text == talk.exchanges[-1].answer
     assert turns[-1].value == talk.exchanges[-1].value
     assert num_frames == turns[-1].end + SMALL.tail_frames
 

@@ -238,6 +238,16 @@ def test_an_adapter_of_another_shape_is_refused(llm, tmp_path):
         load_lora(llm, str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("other", [{"lora_alpha": 4}, {"use_rslora": True}])
+def test_an_adapter_that_counts_otherwise_is_refused(llm, tmp_path, other):
+    trained = copy.deepcopy(llm)
+    inject_lora(trained, CONFIG)
+    save_lora(trained, tmp_path / "adapter")
+    inject_lora(llm, CONFIG | other)
+    with pytest.raises(ValueError, match=rf"adapter_config.json has {next(iter(other))}: .* give them the same"):
+        load_lora(llm, str(tmp_path / "adapter"))
+
+
 def test_an_adapter_without_its_shape_in_the_config_is_refused(config):
     with pytest.raises(ValueError, match=r"model\.pretrained_lora is an adapter, and model\.lora is null"):
         DuplexS2SModel({**config, "pretrained_lora": "adapter"})

@@ -1,6 +1,7 @@
 """Low-rank adapters in the LLM (LoRA, Hu et al., 2021, arXiv 2106.09685), by the peft library."""
 
 import difflib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import fields
@@ -16,7 +17,8 @@ from s2s_model.names import first_line
 
 log = logging.getLogger(__name__)
 KEY, PRETRAINED = "model.lora", "model.pretrained_lora"
-ADAPTER = "adapter_model.safetensors"  # peft's name
+ADAPTER, SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # peft's names
+SCALE = ("lora_alpha", "use_rslora", "use_dora", "alpha_pattern", "rank_pattern")  # what weights count for
 TRAINED = r"^.+\.lora_.+$"  # the adapters' parameters, for `freeze`'s prevent_freeze_params
 
 _NUMBERS = {"r", "lora_alpha", "lora_dropout"}
@@ -77,7 +79,7 @@ def load_lora(llm: nn.Module, adapter: str) -> None:
         adapter: a folder with `adapter_model.safetensors`, or such a file.
 
     Raises:
-        ValueError: no such file, or its tensors aren't those of the adapters.
+        ValueError: no such file, or its tensors or their scale aren't those of the adapters.
     """
     from peft import set_peft_model_state_dict
     from peft.utils import get_peft_model_state_dict
@@ -89,6 +91,7 @@ def load_lora(llm: nn.Module, adapter: str) -> None:
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{PRETRAINED}: {adapter} is no adapter that peft saved: {first_line(error)}") from error
     saved = {name.removeprefix("base_model.model."): value for name, value in saved.items()}
+    _check_scale(llm, path.parent / SETTINGS)
     own = get_peft_model_state_dict(llm)
     for name in sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name].shape != saved[name].shape]:
         shapes = [list(state[name].shape) if name in state else "missing" for state in (saved, own)]
@@ -97,6 +100,19 @@ def load_lora(llm: nn.Module, adapter: str) -> None:
             f"{shapes[1]} here"
         )
     set_peft_model_state_dict(llm, saved)
+
+
+def _check_scale(llm: Any, settings: Path) -> None:
+    """Refuse an adapter by whose settings, where they lie beside it, its weights count otherwise than here."""
+    if not settings.is_file():
+        return
+    theirs = json.loads(settings.read_text())
+    own = llm.peft_config["default"].to_dict()
+    for key in SCALE:
+        if key in theirs and theirs[key] != own[key]:
+            raise ValueError(
+                f"{PRETRAINED}: {settings} has {key}: {theirs[key]!r}, {KEY} has {own[key]!r}: give them the same"
+            )
 
 
 def save_lora(llm: nn.Module, folder: Path) -> None:

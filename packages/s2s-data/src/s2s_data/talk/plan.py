@@ -1,6 +1,6 @@
 """Dialogues: questions in a row, some of which lean on what was said before.
 
-Held out are cases of the skills that can be computed, wordings (a skill in a frame; both occur in training, not
+Held out are cases of the skills that are no tables, wordings (a skill in a frame; both occur in training, not
 together), and voices.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from s2s_data.demo.dialogues import CAPITALS, DAYS
-from s2s_data.talk.skills import FRAMES, MISHEARD, SKILLS, Case, Frame, Skill, phrases
+from s2s_data.talk.skills import FRAMES, SKILLS, Case, Frame, Skill, phrases
 
 HELD_OUT_SHARE = 8  # one case and one wording in so many
 LARGEST_SUMMAND = 50  # of the skill "plus"
@@ -115,7 +115,7 @@ def split_cases(seed: int) -> tuple[Held, Held, Held]:
     rng = random.Random(f"{seed}-cases")
     for skill in SKILLS:
         cases = rng.sample(skill.cases, len(skill.cases))
-        count = len(cases) // HELD_OUT_SHARE if skill.is_computed else 0
+        count = 0 if skill.is_table else len(cases) // HELD_OUT_SHARE
         training[skill.name] = tuple(cases[count:])
         if count:
             held_out[skill.name] = tuple(cases[:count])
@@ -166,7 +166,7 @@ def _memory(held: Held, rng: random.Random) -> tuple[Exchange, Exchange]:
         food = rng.choice(FOODS)
         told = Exchange("food", "told", f"I like to eat {food}.", ("That sounds good.",), None)
         return told, Exchange("food", "asked", "What do I like to eat?", ("You like to eat", f"{food}."), food)
-    number, more = rng.choice([pair for pair in held.sums if str(pair[0]) not in MISHEARD])
+    number, more = rng.choice(held.sums)
     told = Exchange("number", "told", f"Remember the number {number}.", ("I will remember it.",), None)
     if kind == "number":
         asked = ("Your number was", f"{number}.")

@@ -46,7 +46,7 @@ DOINGS = (
     "opens the blue door", "crosses the river",
 )  # fmt: skip
 PUNCTUATION = " .,"
-TABLE = 100  # cases: a skill with fewer is a table to be known by heart, and no case of it is held out
+TABLE = 100  # cases: fewer tell no rule from a list, so none of them is held out
 # What Whisper tiny.en didn't hear in at least two of three answers of the agent's voice ("is spread", "too sleep"): as
 # a value it would count as a wrong answer, whatever the model says.
 MISHEARD = frozenset((
@@ -67,9 +67,9 @@ class Skill:
     cases: tuple[Case, ...]
 
     @property
-    def is_computed(self) -> bool:
-        """Whether a case that was never heard can be answered from others."""
-        return len(self.cases) >= TABLE
+    def is_table(self) -> bool:
+        """Whether its cases are too few to tell a rule from a list, which has to be known by heart."""
+        return len(self.cases) < TABLE
 
 
 @dataclass(frozen=True)
