@@ -38,7 +38,7 @@ def test_turns_follow_one_another_and_hold_their_tokens():
         for question, answer, exchange in zip(turns[::2], turns[1::2], talk.exchanges, strict=True):
             assert question.text == exchange.question
             assert exchange.answer.startswith(answer.text)
-            assert round((answer.start_s - question.end_s) * RATE_HZ) == 4
+            assert round((answer.start_s - question.end_s) * RATE_HZ) == CORPUS.answer_gap_frames
             assert question.words[-1].duration_s * RATE_HZ >= LAST_WORD_FRAMES
         for i, (answer, question) in enumerate(itertools.pairwise(turns[1:])):
             if answer.role == "agent":

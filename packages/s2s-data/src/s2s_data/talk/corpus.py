@@ -34,7 +34,7 @@ from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
 from s2s_data.whole_shard import whole_shard
 
 FRAME_SAMPLES = round(FRAME_S * ENGINE_RATE_HZ)
-DIALOGUE_S = 16.7  # what a training dialogue lasts on average: 400 took 1.86 hours
+DIALOGUE_S = 17.1  # what a training dialogue lasts on average: 400 took 1.90 hours
 UNFINISHED = "unfinished.json"  # the settings of a corpus that isn't whole yet
 FOLDERS = ("corpus", "noise", "rooms")
 FIELDS = {"recording": "flac", "target_audio": "flac"}  # what is encoded later has to be what was spoken
@@ -48,7 +48,7 @@ class TalkConfig:
     num_heldout: int = 64  # dialogues of each held-out set
     dialogues_per_shard: int = 64
     agent_rate_hz: int = 22050
-    answer_gap_frames: int = 4
+    answer_gap_frames: int = 6  # enough for a model to have written the question's last word
     tail_frames: int = 8
     overlap_frames: int = 5  # how long the agent still speaks after the user barges in, at most
     pause_share: float = 0.25  # of questions within which the user stops
