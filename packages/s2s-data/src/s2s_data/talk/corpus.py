@@ -226,15 +226,12 @@ def _answer(phrases: Sequence[str], start: int, config: TalkConfig, value: str |
     A phrase then sounds the same wherever it stands, and a few hundred of them are all that the agent says. The
     beginning of an answer, too, sounds as that of the whole one, and nothing tells that the user is about to interrupt.
     """
-    parts = [in_parts(phrase) for phrase in phrases]
-    silence, *said = agent_speech(list(itertools.chain(*parts)), config.agent_rate_hz, config.agent_voice)
-    sounds = iter(said)
-    spoken = [np.concatenate(list(itertools.islice(sounds, len(part)))) for part in parts]
-    lengths = [len(sound_S) // samples_per_frame(config.agent_rate_hz) for sound_S in (silence, *spoken)]
-    ends = list(itertools.accumulate(lengths))
+    say = partial(agent_speech, rate_hz=config.agent_rate_hz, voice=config.agent_voice)
+    (silence_S,) = say([])
+    sounds = [silence_S, *(np.concatenate(say(in_parts(phrase))[1:]) for phrase in phrases)]
+    ends = list(itertools.accumulate(len(sound_S) // samples_per_frame(config.agent_rate_hz) for sound_S in sounds))
     words = tuple(zip(phrases, ends, ends[1:], strict=False))
-    speech_S = np.concatenate([silence, *spoken])
-    return Turn("agent", " ".join(phrases), start, speech_S, config.agent_rate_hz, value, words)
+    return Turn("agent", " ".join(phrases), start, np.concatenate(sounds), config.agent_rate_hz, value, words)
 
 
 def _said(talk: Talk, index: int, voice: Voice) -> tuple[FloatArray, tuple[tuple[str, int, int], ...]]:
