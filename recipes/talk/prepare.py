@@ -138,7 +138,7 @@ def store_codes(folder: Path) -> None:
 
     codec = load_codec(str(folder / "codec.nemo"))
     options = EncodeOptions(device="cuda" if _has_gpu() else "cpu")
-    for shar in sorted((folder / "corpus").iterdir()):
+    for shar in (*sorted((folder / "corpus").iterdir()), folder / "text"):
         print("\n".join(encode_shar(str(shar), str(shar), codec, options).lines()))
 
 

@@ -29,22 +29,20 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from s2s_data.batch import TimedWords, Turn
-from s2s_data.talk import TalkConfig, dialogue, split_cases
+from s2s_data.talk import TalkConfig, split_cases
+from s2s_data.talk.corpus import text_talk, text_turns_of
 from s2s_data.text_channel import FrameGrid, build_text_channel
 from s2s_model.channels import agent_turns
 
 if TYPE_CHECKING:
     from s2s_data.talk.plan import Held, Talk
+    from s2s_data.talk.text import TextTurn
     from s2s_data.tokenizer import TextTokenizer
     from s2s_model.channels import DuplexInputs
     from s2s_model.network import DuplexNetwork
     from s2s_train.config import AppConfig
 
 PEAK_RATE, WARM_UP_STEPS = 1e-3, 50
-PACES = (0.3, 1.0)  # frames that words take in a dialogue, as a share of about what they take when they are said
-FRAMES_A_LETTER = 0.8
-LAST_WORD_FRAMES = 4  # of a question, at least: as in what is said, the agent reads the last word before it answers
-GAP_FRAMES = (2, 12)  # before a question
 POOL = 4  # batches whose dialogues are sorted by length
 SCORED_AT_ONCE = 64  # dialogues
 SILENCE_WEIGHT = 0.2  # of frames without a token, all together, beside those with one
@@ -162,48 +160,23 @@ class Dialogues(IterableDataset[Channels]):
 
     def channels(self, number: int) -> tuple[Tensor, Tensor, Talk]:
         """The agent's and the user's text [T] of a dialogue."""
-        seed, share = self.corpus.seed, self.corpus.barge_in_share
-        talk = dialogue(self.name, number, self.held, ["any"], seed=seed, pause_share=0.0, barge_in_share=share)
-        rng = random.Random(f"{seed}-{self.name}-{number}-pace")
-        turns, num_frames = lay_out(talk, self.corpus, rng, self.tokenizer)
+        talk = text_talk(self.name, number, self.held, self.corpus)
+        turns = text_turns_of(talk, self.corpus, lambda span: len(self.tokenizer.text_to_ids(f" {span}")))
+        num_frames = max(turn.end for turn in turns) + self.corpus.tail_frames
         grid = FrameGrid(num_frames, 1 / RATE_HZ, RATE_HZ)
         agent, user = (
-            build_text_channel([turn for turn in turns if turn.role == role], grid, self.tokenizer, spread=spread)
+            build_text_channel(
+                [_timed(turn) for turn in turns if turn.role == role], grid, self.tokenizer, spread=spread
+            )
             for role, spread in (("agent", self.spread_agent), ("user", self.spread_user))
         )
         return agent.tokens_T, user.tokens_T, talk
 
 
-def lay_out(talk: Talk, corpus: TalkConfig, rng: random.Random, tokenizer: Remembering) -> tuple[list[Turn], int]:
-    """Turns at a random pace, a frame being 1 / `RATE_HZ` seconds; returns them and how many frames there are."""
-    pace = rng.uniform(*PACES)
-    turns: list[Turn] = []
-    clock = 0
-    for i, exchange in enumerate(talk.exchanges):
-        cut_off = i in talk.barge_ins
-        phrases = exchange.heard_if_cut_off if cut_off else exchange.phrases
-        clock += 0 if i - 1 in talk.barge_ins else rng.randint(*GAP_FRAMES)
-        question = _turn("user", exchange.question.split(), clock, pace, tokenizer, LAST_WORD_FRAMES)
-        answer = _turn("agent", phrases, _frames(question.end_s) + corpus.answer_gap_frames, pace, tokenizer, 1)
-        turns += [question, answer]
-        length = _frames(answer.duration_s)
-        clock = _frames(answer.end_s) - (min(corpus.overlap_frames, length // 2) if cut_off else 0)
-    return turns, max(_frames(turn.end_s) for turn in turns) + corpus.tail_frames
-
-
-def _frames(duration_s: float) -> int:
-    return round(duration_s * RATE_HZ)
-
-
-def _turn(role: str, spans: Sequence[str], start: int, pace: float, tokenizer: Remembering, last_frames: int) -> Turn:
-    """A turn whose words or phrases take about as long as their letters, and no less than their tokens."""
-    words, at = [], 1
-    for i, span in enumerate(spans):
-        length = max(round(len(span) * FRAMES_A_LETTER * pace), len(tokenizer.text_to_ids(f" {span}")))
-        length = max(length, last_frames) if i == len(spans) - 1 else length
-        words.append(TimedWords(span, at / RATE_HZ, length / RATE_HZ))
-        at += length
-    return Turn(role, start / RATE_HZ, at / RATE_HZ, " ".join(spans), words=tuple(words))
+def _timed(turn: TextTurn) -> Turn:
+    """With times, a frame being 1 / `RATE_HZ` seconds."""
+    words = tuple(TimedWords(span, first / RATE_HZ, count / RATE_HZ) for span, first, count in turn.times)
+    return Turn(turn.role, turn.start / RATE_HZ, turn.ends[-1] / RATE_HZ, turn.text, words=words)
 
 
 def collate(rows: Sequence[tuple[Tensor, Tensor, Talk]], pad_id: int) -> Channels:

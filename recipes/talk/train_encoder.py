@@ -39,6 +39,7 @@ ALPHABET = "▁'" + string.ascii_lowercase  # words that the training data lack 
 SIZE_S = 2  # audio is padded to lengths in steps of it: few sizes, each of which is a CUDA graph
 BEFORE_S, BEHIND_S = 1.5, 0.5  # of a turn: how much is heard too, before it at most
 EVEN_SHARE, TURNS_SHARE = 0.2, 0.6  # of the time: before CTC, and before whole dialogues
+LISTENING_EVEN_SHARE = 0.02  # the first of an encoder that listens already: for the pieces, which are new
 LAG_S = 0.24  # from where a piece is said to where it should be written, at first
 FEATURES_MEAN, FEATURES_STD = -11.0, 4.0  # of what is said: logarithms of mel energies, which nothing normalises
 LOG_EVERY_S = 15
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_out(args.out)
         cfg = load_config(args.config, args.overrides)
         pieces = Pieces(spoken(text) for text in user_texts(cfg, args.learn_from))
-        trainer = EncoderTrainer(cfg, pieces)
+        trainer = EncoderTrainer(cfg, pieces, args.start)
         trainer.train(args.minutes * 60, args.batch_s)
         trainer.round_weights()
         for name, rate in trainer.word_error_rates(args.scored).items():
@@ -77,6 +78,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT", help="the .nemo file to write")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the config, as fit takes them")
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--start", type=Path, metavar="NEMO", help="a recogniser whose encoder is trained on")
     parser.add_argument(
         "--learn-from", type=int, default=2000, help="dialogues that the pieces are learned from (2000)"
     )
@@ -113,6 +115,21 @@ def user_texts(cfg: AppConfig, count: int) -> Iterator[str]:
     roles = Roles.of(cfg.data.input_roles, cfg.data.output_roles)
     for cut in islice(blend_of(cfg.data.train_ds, "data.train_ds").metadata(count), count):
         yield from (turn.text for turn in roles.turns(cut) if turn.role == USER)
+
+
+def leave_out_text(cfg: AppConfig) -> None:
+    """Take what begins with a dialogue of text alone off `data.train_ds.input_cfg`: batches would differ in size."""
+    from s2s_data.blend import parse_blend
+    from s2s_data.dataset import is_text_only
+
+    train = cfg.data.train_ds
+    if isinstance(train.input_cfg, list):
+        blends = [parse_blend("data.train_ds", input_cfg=[entry]) for entry in train.input_cfg]
+        train.input_cfg = [
+            entry
+            for entry, blend in zip(train.input_cfg, blends, strict=True)
+            if not any(map(is_text_only, blend.metadata(1)))
+        ]
 
 
 def spoken(text: str) -> str:
@@ -175,11 +192,12 @@ def turn_batches(dialogues: Iterable[DuplexBatch], sample_rate: int, batch_s: fl
     # Copied by numpy: torch's threads for it would wait for cores that the loader's processes have.
     waiting: defaultdict[int, list[tuple[FloatArray, str, tuple[float, float]]]] = defaultdict(list)
     for batch in dialogues:
-        for audio_S, end, turns in zip(
-            batch["source_audio"], batch["source_audio_lens"].tolist(), batch["turns"], strict=True
-        ):
+        for audio_S, end, turns, is_text in zip(
+            batch["source_audio"], batch["source_audio_lens"].tolist(), batch["turns"], _are_text_only(batch),
+            strict=True,
+        ):  # fmt: skip
             for turn in turns:
-                if turn.role != USER or not spoken(turn.text):
+                if is_text or turn.role != USER or not spoken(turn.text):
                     continue
                 first = max(0, round((turn.start_s - rng.uniform(0, BEFORE_S)) * sample_rate))
                 heard_S = audio_S.numpy()[first : min(end, round((turn.end_s + BEHIND_S) * sample_rate))].copy()
@@ -201,9 +219,17 @@ def _batch(turns: Sequence[tuple[FloatArray, str, tuple[float, float]]], num_sam
 def dialogue_batches(dialogues: Iterable[DuplexBatch], sample_rate: int) -> Iterator[Heard]:
     """All that is heard of users, as the run hears them: after other turns, and in silence."""
     for batch in dialogues:
+        sounding = [i for i, is_text in enumerate(_are_text_only(batch)) if not is_text]
+        if not sounding:
+            continue
         missing = -batch["source_audio"].shape[1] % (SIZE_S * sample_rate)
-        audio_BS = torch.nn.functional.pad(batch["source_audio"], (0, missing))
-        yield Heard(audio_BS, batch["source_audio_lens"], batch["source_texts"], [])
+        audio_BS = torch.nn.functional.pad(batch["source_audio"][sounding], (0, missing))
+        yield Heard(audio_BS, batch["source_audio_lens"][sounding], [batch["source_texts"][i] for i in sounding], [])
+
+
+def _are_text_only(batch: DuplexBatch) -> list[bool]:
+    given_B = batch.get("text_only")
+    return [False] * len(batch["source_audio"]) if given_B is None else given_B.tolist()
 
 
 def spread_evenly(ids: Sequence[int], span_s: tuple[float, float], frame_s: float) -> Iterator[tuple[int, int]]:
@@ -226,10 +252,29 @@ def centre_features(encoder: Any) -> None:
         first.bias.copy_(-FEATURES_MEAN * first.weight.sum(dim=(1, 2, 3)))
 
 
+def load_encoder(encoder: torch.nn.Module, path: Path) -> None:
+    """Begin with the encoder of a recogniser, in place.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: its sizes are others.
+    """
+    from nemo.collections.asr.models import EncDecCTCModel
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; recipe:encoder makes one, and recipes/talk has one")
+    weights = EncDecCTCModel.restore_from(str(path), map_location="cpu").encoder.state_dict()
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise ValueError(f"{path}: its encoder isn't that of model.perception: {reason}") from error
+
+
 class EncoderTrainer:
     """NeMo's CTC model of the config's encoder, and the batches that the run would train on."""
 
-    def __init__(self, cfg: AppConfig, pieces: Pieces) -> None:
+    def __init__(self, cfg: AppConfig, pieces: Pieces, start: Path | None = None) -> None:
         from nemo.collections.asr.models import EncDecCTCModel
         from omegaconf import OmegaConf
 
@@ -255,11 +300,17 @@ class EncoderTrainer:
         }
         self.model = EncDecCTCModel(OmegaConf.create(config)).to(self.device)
         encoder = self.model.encoder
-        centre_features(encoder)
+        self._has_heard = start is not None
+        if start is not None:
+            load_encoder(encoder, start)
+        else:
+            centre_features(encoder)
         speed_up(encoder)
         self._recognise = TrainingGraphs(self._encode, self.model)
+        self._peak_rate = PEAK_RATE / 2 if self._has_heard else PEAK_RATE
         self._sample_rate = cfg.data.source_sample_rate
         self._frame_s = encoder.subsampling_factor * perception["preprocessor"]["window_stride"]
+        leave_out_text(cfg)
         cfg.data.train_ds.load_target_audio = cfg.data.validation_ds.load_target_audio = False
         self._batches = train_dataloader(cfg.data, WordTokenizer())
         self._held_out = validation_dataloaders(cfg.data, WordTokenizer())
@@ -284,8 +335,8 @@ class EncoderTrainer:
             heard = next(turns if share < TURNS_SHARE or not step else dialogues)
             warm = min(1.0, (step + 1) / WARM_UP_STEPS)
             for group in self._optimizer.param_groups:
-                group["lr"] = PEAK_RATE * warm * max(LAST_SHARE, 0.5 + 0.5 * math.cos(math.pi * min(share, 1.0)))
-            evenly = share < EVEN_SHARE
+                group["lr"] = self._peak_rate * warm * max(LAST_SHARE, 0.5 + 0.5 * math.cos(math.pi * min(share, 1.0)))
+            evenly = share < (LISTENING_EVEN_SHARE if self._has_heard else EVEN_SHARE)
             losses.append(self.step(heard, evenly=evenly))
             audio_s += heard.lens_B.sum().item() / self._sample_rate
             if now - told > LOG_EVERY_S or not step:

@@ -20,6 +20,10 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_codec(folder / "codec.nemo")
     for name in ("train", "heldout", "heldout_voice", "heldout_wording"):
         write_shar(folder / "corpus" / name, dialogues(name, 6))
+    texts = dialogues("text", 6)
+    for cut in texts:
+        cut.custom["text_only"] = True
+    write_shar(folder / "text", texts)
     for name in ("noise", "rooms"):
         (folder / name).mkdir()
         soundfile.write(folder / name / "a.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 16000), 16000)

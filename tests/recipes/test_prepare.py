@@ -1,6 +1,7 @@
 """What the recipe is made of: a corpus that is really spoken, beside a codec and an LLM that are there."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ SHORT = ["--hours", "0.01", "--heldout", "1", "--processes", "1"]
 @pytest.fixture
 def folder(talk, tmp_path, monkeypatch):
     """A folder with a codec and an LLM; all speakers are Pico's, which pip brings."""
-    monkeypatch.setattr(s2s_data.talk, "TalkConfig", lambda: SMALL)
+    monkeypatch.setattr(s2s_data.talk, "TalkConfig", lambda: replace(SMALL, texts_per_dialogue=1))
     shutil.copytree(talk / "llm", tmp_path / "talk/llm")
     shutil.copy(talk / "codec.nemo", tmp_path / "talk")
     shutil.copy(talk / "encoder.nemo", tmp_path / "talk")
@@ -28,8 +29,8 @@ def folder(talk, tmp_path, monkeypatch):
 def test_the_corpus_gets_the_codec_s_codes_and_what_is_there_stays(folder):
     assert prepare.main([str(folder), *SHORT]) == 0
     fingerprint = load_codec(str(folder / "codec.nemo")).fingerprint
-    for name in ("train", "heldout", "heldout_voice", "heldout_wording"):
-        shar = folder / "corpus" / name
+    for name in ("corpus/train", "corpus/heldout", "corpus/heldout_voice", "corpus/heldout_wording", "text"):
+        shar = folder / name
         assert any(shar.glob("target_codes.*.tar"))
         assert not check_shar(str(shar), Roles.of(["user"], ["agent"]), codec_fingerprint=fingerprint).problems
     assert any((folder / "noise").iterdir())
@@ -76,7 +77,7 @@ def test_the_llm_that_is_carried_reads_before_it_hears(folder, monkeypatch):
 
 
 def test_the_encoder_is_trained_on_the_folder_s_corpus(folder, talk, monkeypatch):
-    made = ("corpus", "noise", "rooms")
+    made = ("corpus", "text", "noise", "rooms")
     for name in made:
         shutil.copytree(talk / name, folder / name)
     (folder / "encoder.nemo").unlink()

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.talk import read
-from recipes.talk.read import LAST_WORD_FRAMES, RATE_HZ, Dialogues, Reader, Remembering, is_right, lay_out
+from recipes.talk.read import Dialogues, Reader, is_right
 from s2s_data.talk import FRAMES, SKILLS, TalkConfig, ask, dialogue, split_cases
 from s2s_model.network import DuplexNetwork
 from s2s_train.config import load_config
@@ -28,22 +27,6 @@ def config(talk, *overrides):
 
 def talks(count):
     return [dialogue("read", i, TRAINING, ["any"], seed=0, pause_share=0.0, barge_in_share=0.5) for i in range(count)]
-
-
-def test_turns_follow_one_another_and_hold_their_tokens():
-    tokenizer = Remembering(WordTokenizer())
-    for talk in talks(50):
-        turns, num_frames = lay_out(talk, CORPUS, random.Random(0), tokenizer)
-        assert [turn.role for turn in turns] == ["user", "agent"] * len(talk.exchanges)
-        for question, answer, exchange in zip(turns[::2], turns[1::2], talk.exchanges, strict=True):
-            assert question.text == exchange.question
-            assert exchange.answer.startswith(answer.text)
-            assert round((answer.start_s - question.end_s) * RATE_HZ) == CORPUS.answer_gap_frames
-            assert question.words[-1].duration_s * RATE_HZ >= LAST_WORD_FRAMES
-        for i, (answer, question) in enumerate(itertools.pairwise(turns[1:])):
-            if answer.role == "agent":
-                assert (question.start_s < answer.end_s) == (i // 2 in talk.barge_ins)
-        assert num_frames > max(turn.end_s for turn in turns) * RATE_HZ
 
 
 def test_channels_say_the_whole_dialogue_and_workers_share_them():

@@ -14,6 +14,7 @@ from recipes.talk.train_encoder import (
     Pieces,
     centre_features,
     dialogue_batches,
+    main,
     spoken,
     spread_evenly,
     turn_batches,
@@ -204,3 +205,41 @@ def test_no_time_and_no_batch_are_refused(argument, told, capsys):
         train_encoder.main([str(RECIPES / "talk.yaml"), "out.nemo", argument, "0"])
     assert error.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def test_nothing_is_heard_where_text_is_alone():
+    said = dialogue(Turn("user", 0.5, 1.0, "What?")) | {"text_only": torch.tensor([True]), "source_texts": ["What?"]}
+    assert not list(turn_batches([said] * 9, RATE, 8))
+    assert not list(dialogue_batches([said], RATE))
+    both = {
+        "source_audio": torch.ones(2, 200), "source_audio_lens": torch.tensor([150, 100]),
+        "source_texts": ["alone", "heard"], "text_only": torch.tensor([True, False]),
+    }  # fmt: skip
+    (heard,) = dialogue_batches([both], RATE)
+    assert (heard.lens_B.tolist(), heard.texts, heard.audio_BS.shape) == ([100], ["heard"], (1, 200))
+
+
+def test_data_of_text_alone_are_left_out(in_talk, trainer):
+    cfg = load_config(RECIPES / "talk.yaml")
+    train_encoder.leave_out_text(cfg)
+    assert [entry["shar_path"] for entry in cfg.data.train_ds.input_cfg] == [f"{in_talk}/corpus/train"]
+    assert not next(iter(trainer._batches))["text_only"].any()
+
+
+def test_it_goes_on_from_an_encoder_that_listens(in_talk, tmp_path, capsys):
+    from nemo.collections.asr.models import EncDecCTCModel
+
+    start, out = in_talk / "encoder.nemo", tmp_path / "more.nemo"
+    assert main([str(RECIPES / "talk.yaml"), str(out), "--start", str(start), *ONE_STEP]) == 0
+    before, after, anew = (
+        torch.cat([weight.float().flatten() for weight in EncDecCTCModel.restore_from(str(path)).encoder.parameters()])
+        for path in (start, out, in_talk / "encoder.nemo")
+    )
+    assert 0 < (after - before).abs().max() < 0.1, "a step away from where it began"
+    assert torch.equal(before, anew)
+    out.unlink()
+    others = [str(RECIPES / "talk.yaml"), str(out), "--start", str(start), *ONE_STEP, *SMALL]
+    assert main(others) == 2
+    assert "encoder.nemo: its encoder isn't that of model.perception: " in capsys.readouterr().err
+    assert main([*others[:3], "none.nemo", *ONE_STEP]) == 2
+    assert "none.nemo: no such file; recipe:encoder makes one" in capsys.readouterr().err

@@ -235,3 +235,12 @@ def test_stereo_user_audio_is_averaged() -> None:
 def test_roles_are_checked(roles: tuple[list[str], list[str]], message: str) -> None:
     with pytest.raises(DataError, match=message):
         DuplexDataset(TOKENIZER, input_roles=roles[0], output_roles=roles[1])
+
+
+def test_a_batch_knows_whose_text_is_alone() -> None:
+    alone, spoken = dialogue("alone"), dialogue("spoken")
+    alone.custom["text_only"] = True
+    assert DuplexDataset(TOKENIZER)[[alone, spoken]]["text_only"].tolist() == [True, False]
+    alone.custom["text_only"] = "yes"
+    with pytest.raises(UnreadableCutError, match=r"cut alone.*text_only is 'yes': write true or false"):
+        DuplexDataset(TOKENIZER)[[alone]]

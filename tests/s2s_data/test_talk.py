@@ -27,7 +27,7 @@ from tests.s2s_data.builders import WordTokenizer
 TRAINING, CASES, WORDINGS = split_cases(seed=0)
 # CI has no flite: every speaker is Pico's, which pip brings.
 SMALL = TalkConfig(
-    hours=0.03, num_heldout=2, dialogues_per_shard=2, pause_share=0.5, barge_in_share=0.5,
+    hours=0.03, num_heldout=2, texts_per_dialogue=0, dialogues_per_shard=2, pause_share=0.5, barge_in_share=0.5,
     agent_voice=Voice("pico-gb", "pico", "en-GB"),
     user_voices=(Voice("pico-us", "pico", "en-US"), Voice("fast", "pico", "en-US", speed=1.1)),
     heldout_voices=(Voice("low", "pico", "en-US", pitch=0.7),),

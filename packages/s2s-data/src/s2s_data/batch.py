@@ -56,6 +56,7 @@ class DuplexBatch(TypedDict):
     source_texts: list[str]
     cut_ids: list[str]
     turns: list[list[Turn]]  # B lists, by start
+    text_only: NotRequired[Tensor]  # [B] bool: dialogues whose sound says nothing; absent: none is
     num_dropped_tokens: Tensor  # [B] int64: agent text tokens for which the turn had no frame left
 
 
@@ -79,6 +80,7 @@ def empty_batch(*, num_codebooks: int | None, has_target_audio: bool) -> DuplexB
         cut_ids=[],
         turns=[],
         num_dropped_tokens=lens_B,
+        text_only=lens_B.bool(),
     )
     if has_target_audio:
         batch["target_audio"] = torch.zeros(0, 0)

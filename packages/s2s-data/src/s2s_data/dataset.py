@@ -23,6 +23,8 @@ from s2s_data.stored_codes import check_fingerprint, load_codes, pad_codes
 from s2s_data.text_channel import MISTIMED, TOO_LONG, FrameGrid, TextChannel, TextFitLog, build_text_channel
 from s2s_data.tokenizer import TextTokenizer, check_special_ids
 
+TEXT_ONLY = "text_only"  # the custom field of a cut of which the text alone is learned
+
 
 class Rows(NamedTuple):
     """Room for the audio of a batch."""
@@ -146,6 +148,7 @@ class DuplexDataset(Dataset[DuplexBatch]):
             target_R=load_audio(cut, TARGET_AUDIO, self.target_sample_rate_hz, target_row) if with_audio else None,
             target_rate_hz=self.target_sample_rate_hz,
             codes_TK=load_codes(cut) if with_codes else None,
+            text_only=is_text_only(cut),
         )
 
     def collate(self, dialogues: Sequence[Dialogue], rows: Rows | None = None) -> DuplexBatch:
@@ -174,6 +177,7 @@ class DuplexDataset(Dataset[DuplexBatch]):
             cut_ids=[dialogue.cut_id for dialogue in dialogues],
             turns=[[_without_words(turn) for turn in dialogue.turns] for dialogue in dialogues],
             num_dropped_tokens=torch.tensor([item.num_dropped_tokens for item in target], dtype=torch.int64),
+            text_only=torch.tensor([dialogue.text_only for dialogue in dialogues], dtype=torch.bool),
         )
         _add_target(batch, dialogues, rows.target_BR)
         return batch
@@ -200,6 +204,17 @@ class DuplexDataset(Dataset[DuplexBatch]):
         tokens = [channel.tokens_T for channel in channels]
         tokens_BT = pad_sequence(tokens, batch_first=True, padding_value=self.tokenizer.pad_id)
         return tokens_BT, torch.tensor([len(item) for item in tokens], dtype=torch.int64)
+
+
+def is_text_only(cut: Cut) -> bool:
+    """Whether a dialogue's text alone is to be learned: its sound is silence.
+
+    Raises :class:`UnreadableCutError` for a custom field ``text_only`` that is neither true nor false.
+    """
+    value = (cut.custom or {}).get(TEXT_ONLY, False)
+    if not isinstance(value, bool):
+        raise UnreadableCutError(f"{place_of(cut)}: its {TEXT_ONLY} is {value!r:.100}: write true or false")
+    return value
 
 
 def _add_target(batch: DuplexBatch, dialogues: Sequence[Dialogue], target_BR: Tensor | None) -> None:

@@ -28,3 +28,4 @@ class Dialogue:
     target_R: FloatArray | None  # at target_rate_hz; None where codes are stored and audio wasn't asked for
     target_rate_hz: int
     codes_TK: IntArray | None  # None where no codes are stored
+    text_only: bool = False  # its sound says nothing

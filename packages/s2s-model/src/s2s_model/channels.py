@@ -56,6 +56,7 @@ class DuplexInputs:
     valid_BT: Tensor  # bool; False beyond an example's end
     user_text_BT: Tensor | None = None  # the user's text token one frame ago, where the model writes that too
     user_text_labels_BT: Tensor | None = None
+    sounds_BT: Tensor | None = None  # bool; valid frames that have sound, where some dialogues are text alone
 
 
 def delay_codes(
@@ -85,19 +86,26 @@ def align_channels(
 
 
 def make_inputs(
-    source_BTH: Tensor, text_BT: Tensor, delayed_BTK: Tensor, lens_B: Tensor, user_text_BT: Tensor | None = None
+    source_BTH: Tensor,
+    text_BT: Tensor,
+    delayed_BTK: Tensor,
+    lens_B: Tensor,
+    user_text_BT: Tensor | None = None,
+    text_only_B: Tensor | None = None,
 ) -> DuplexInputs:
     """Split aligned streams of T frames into T-1 inputs and the labels one frame ahead of them."""
     steps = torch.arange(text_BT.shape[1] - 1, device=text_BT.device)
+    valid_BT = steps[None] < (lens_B[:, None] - 1)
     return DuplexInputs(
         source_BTH=source_BTH[:, :-1],
         text_BT=text_BT[:, :-1],
         codes_BTK=delayed_BTK[:, :-1],
         text_labels_BT=text_BT[:, 1:],
         code_labels_BTK=delayed_BTK[:, 1:],
-        valid_BT=steps[None] < (lens_B[:, None] - 1),
+        valid_BT=valid_BT,
         user_text_BT=None if user_text_BT is None else user_text_BT[:, :-1],
         user_text_labels_BT=None if user_text_BT is None else user_text_BT[:, 1:],
+        sounds_BT=None if text_only_B is None else valid_BT & ~text_only_B[:, None],
     )
 
 

@@ -8,6 +8,7 @@ Shapes: `B` batch, `T` frames (80 ms), `F` mel features, `K` codebooks.
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -43,12 +44,12 @@ def make_graphs(network: "DuplexNetwork") -> TrainingGraphs:
 
     def losses(
         features_BFT: Tensor, features_B: Tensor, tokens_BT: Tensor, tokens_B: Tensor, codes_BTK: Tensor,
-        codes_B: Tensor, *user_tokens: Tensor,
+        codes_B: Tensor, text_only_B: Tensor, *user_tokens: Tensor,
     ) -> Results:  # fmt: skip
         source_BTH, source_B = perception.encode(features_BFT, features_B)
         user_tokens_BT = user_tokens[0] if user_tokens else None
         inputs, spread_B = network.align(
-            source_BTH, tokens_BT, codes_BTK, (source_B, tokens_B, codes_B), user_tokens_BT
+            source_BTH, tokens_BT, codes_BTK, (source_B, tokens_B, codes_B), user_tokens_BT, text_only_B
         )
         sums = network.training_losses(inputs)
         user_text = () if sums.user_text is None else (sums.user_text,)
@@ -75,6 +76,7 @@ def graphed_losses(network: "DuplexNetwork", graphs: TrainingGraphs, batch: Dupl
         batch["target_token_lens"],
         pad(codes_BTK, (0, 0, 0, frames - codes_BTK.shape[1])),
         codes_B,
+        batch.get("text_only", torch.zeros_like(codes_B, dtype=torch.bool)),
     ]
     if network.cfg.predict_user_text:
         tensors.append(_padded(batch["source_tokens"], frames, network.tokenizer.pad_id))

@@ -50,12 +50,13 @@ def text_loss_sum(logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None 
     return losses_N.sum() if weights_N is None else (losses_N * weights_N).sum()
 
 
-def code_loss_sum(logits: Tensor, labels_NK: Tensor, weights_K: Tensor) -> Tensor:
+def code_loss_sum(logits: Tensor, labels_NK: Tensor, weights_K: Tensor, counts_N: Tensor | None = None) -> Tensor:
     """Summed cross entropy of the audio head [N, K * C] over frames, averaged over codebooks, in float32.
 
-    `weights_K` sum to 1.
+    `weights_K` sum to 1; `counts_N` are the frames that count, all of them if it isn't given.
     """
-    return (cross_entropy(logits, labels_NK) * weights_K).sum()
+    losses_NK = cross_entropy(logits, labels_NK) * weights_K
+    return losses_NK.sum() if counts_N is None else (losses_NK * counts_N[:, None]).sum()
 
 
 def codebook_weights(weights: list[float], num_codebooks: int) -> Tensor:

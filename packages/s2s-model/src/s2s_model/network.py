@@ -199,20 +199,30 @@ class DuplexNetwork(nn.Module):
     # --- forward -------------------------------------------------------------------------------------------
 
     def embed(
-        self, source_BTH: Tensor, text_BT: Tensor, codes_BTK: Tensor, user_text_BT: Tensor | None = None
+        self,
+        source_BTH: Tensor,
+        text_BT: Tensor,
+        codes_BTK: Tensor,
+        user_text_BT: Tensor | None = None,
+        sounds_BT: Tensor | None = None,
     ) -> Tensor:
-        """Sum the streams of each frame: [B, T, H]."""
+        """Sum the streams of each frame: [B, T, H]; where `sounds_BT` is False, those of text alone."""
         B, T, K = codes_BTK.shape
         speech: Tensor = self.embed_audio_tokens((codes_BTK + self._code_offsets).view(B * T, K)).view(B, T, -1)
         embeds_BTH: Tensor = self.llm.get_input_embeddings()(text_BT) * self.cfg.duplex_text_channel_weight
-        embeds_BTH = embeds_BTH + speech + source_BTH * self.cfg.duplex_user_channel_weight
+        sound_BTH = speech + source_BTH * self.cfg.duplex_user_channel_weight
+        if sounds_BT is not None:
+            sound_BTH = torch.where(sounds_BT[..., None], sound_BTH, 0)
+        embeds_BTH = embeds_BTH + sound_BTH
         if user_text_BT is not None:
             embeds_BTH = embeds_BTH + self.embed_asr_tokens(user_text_BT) * self.cfg.duplex_asr_text_weight
         return embeds_BTH
 
     def hidden_states(self, inputs: DuplexInputs) -> Tensor:
         """Hidden states [B, T, H] of the LLM; the heads turn those of valid frames into logits."""
-        embeds_BTH = self.embed(inputs.source_BTH, inputs.text_BT, inputs.codes_BTK, inputs.user_text_BT)
+        embeds_BTH = self.embed(
+            inputs.source_BTH, inputs.text_BT, inputs.codes_BTK, inputs.user_text_BT, inputs.sounds_BT
+        )
         with whole_rows():
             hidden: Tensor = llm_body(self.llm)(inputs_embeds=embeds_BTH, use_cache=False).last_hidden_state
         return hidden
@@ -249,6 +259,7 @@ class DuplexNetwork(nn.Module):
             codes_BTK,
             (source_lens, batch["target_token_lens"], code_lens),
             batch["source_tokens"] if self.cfg.predict_user_text else None,
+            batch.get("text_only"),
         )
         self._spreads.append((spread_B, batch["cut_ids"]))
         return inputs
@@ -260,8 +271,12 @@ class DuplexNetwork(nn.Module):
         codes_BTK: Tensor,
         lens: tuple[Tensor, Tensor, Tensor],
         user_tokens_BT: Tensor | None,
+        text_only_B: Tensor | None = None,
     ) -> tuple[DuplexInputs, Tensor]:
-        """What the LLM reads and learns of three streams of `lens` frames, and by how many frames [B] they differ."""
+        """What the LLM reads and learns of three streams of `lens` frames, and by how many frames [B] they differ.
+
+        Of dialogues that are text alone it reads both texts and learns the agent's: no sound tells what the user says.
+        """
         source_BTH, text_BT, codes_BTK, lens_B, spread_B = align_channels(source_BTH, tokens_BT, codes_BTK, lens)
         delayed_BTK = delay_codes(
             codes_BTK,
@@ -278,7 +293,7 @@ class DuplexNetwork(nn.Module):
         if user_tokens_BT is not None:
             user_tokens_BT = user_tokens_BT[:, : text_BT.shape[1]]
             user_text_BT = shift_text(user_tokens_BT, lens_B, self.cfg.delay_source_text_by, self._text_ids)
-        return make_inputs(source_BTH, text_BT, delayed_BTK, lens_B, user_text_BT), spread_B
+        return make_inputs(source_BTH, text_BT, delayed_BTK, lens_B, user_text_BT, text_only_B), spread_B
 
     def take_spreads(self) -> list[tuple[Tensor, list[str]]]:
         """By how much the streams of cuts differ that were prepared since the last call: [B] frames of each batch."""
@@ -311,18 +326,20 @@ class DuplexNetwork(nn.Module):
 
     def _reduced_loss_sums(self, hidden_NH: Tensor, inputs: DuplexInputs) -> LossSums:
         """As `_loss_sums`, of all frames' hidden states, without logits and without a wait for the device."""
-        valid_N1 = inputs.valid_BT.flatten()[:, None].float()
+        valid_N1, sounds_N1 = (
+            frames_BT.flatten()[:, None].float() for frames_BT in (inputs.valid_BT, _sounding(inputs))
+        )  # fmt: skip
         codes_NK = inputs.code_labels_BTK.flatten(0, 1)
         of_codes = partial(
             linear_cross_entropy,
             labels_NK=codes_NK,
-            weights_NK=valid_N1 * self._weights_of_codebooks(codes_NK.device),
+            weights_NK=sounds_N1 * self._weights_of_codebooks(codes_NK.device),
             compiled=self.compiles_losses,
         )
         user_text = None
         if self.cfg.predict_user_text:
             assert inputs.user_text_labels_BT is not None
-            user_text = self._reduced_text_loss(self.asr_head, hidden_NH, inputs.user_text_labels_BT, valid_N1)
+            user_text = self._reduced_text_loss(self.asr_head, hidden_NH, inputs.user_text_labels_BT, sounds_N1)
         return LossSums(
             text=self._reduced_text_loss(self.llm.get_output_embeddings(), hidden_NH, inputs.text_labels_BT, valid_N1),
             audio=self.audio_head(hidden_NH, of_codes),
@@ -350,7 +367,16 @@ class DuplexNetwork(nn.Module):
         return loss
 
     def loss_and_statistics(self, batch: DuplexBatch) -> tuple[LossSums, FrameStatistics]:
-        """The losses of a batch, and how well each of its dialogues is predicted."""
+        """The losses of a batch, and how well each of its dialogues is predicted.
+
+        Raises:
+            ValueError: one of them is text alone: there is nothing to listen to.
+        """
+        text_only = [cut for cut, is_text in zip(batch["cut_ids"], batch.get("text_only", ()), strict=False) if is_text]
+        if text_only:
+            raise ValueError(
+                f"cut {text_only[0]} is text alone (text_only), and a validation listens and answers: take it out"
+            )
         inputs = self.prepare_inputs(batch)
         logits = self._logits(self.hidden_states(inputs)[inputs.valid_BT])
         statistics = frame_statistics(logits[0], logits[1], inputs, self.tokenizer.pad_id)
@@ -359,23 +385,28 @@ class DuplexNetwork(nn.Module):
     def _loss_sums(self, logits: tuple[Tensor, Tensor, Tensor | None], inputs: DuplexInputs) -> LossSums:
         logits_NV, code_logits, user_logits_NV = logits
         valid_BT = inputs.valid_BT
+        sounds_N = None if inputs.sounds_BT is None else inputs.sounds_BT[valid_BT]
         user_text = None
         if user_logits_NV is not None:
             assert inputs.user_text_labels_BT is not None
-            user_text = self._text_loss(user_logits_NV, inputs.user_text_labels_BT[valid_BT])
+            user_text = self._text_loss(user_logits_NV, inputs.user_text_labels_BT[valid_BT], sounds_N)
         return LossSums(
             text=self._text_loss(logits_NV, inputs.text_labels_BT[valid_BT]),
             audio=code_loss_sum(
                 code_logits,
                 inputs.code_labels_BTK[valid_BT],
                 self._weights_of_codebooks(code_logits.device),
+                sounds_N,
             ),
             num_frames=valid_BT.sum(),
             user_text=user_text,
         )
 
-    def _text_loss(self, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-        return text_loss_sum(logits_NV, labels_N, token_weights(labels_N, self.cfg.token_loss_weight, *self._text_ids))
+    def _text_loss(self, logits_NV: Tensor, labels_N: Tensor, counts_N: Tensor | None = None) -> Tensor:
+        weights_N = token_weights(labels_N, self.cfg.token_loss_weight, *self._text_ids)
+        if counts_N is not None:
+            weights_N = counts_N.float() if weights_N is None else weights_N * counts_N
+        return text_loss_sum(logits_NV, labels_N, weights_N)
 
     def forward(self, batch: DuplexBatch) -> LossSums:
         """The losses of a batch."""
@@ -413,6 +444,10 @@ class DuplexNetwork(nn.Module):
             encoder_layers=self.perception.blocks(),
             subsampling=self.perception.subsampling(),
         )
+
+
+def _sounding(inputs: DuplexInputs) -> Tensor:
+    return inputs.valid_BT if inputs.sounds_BT is None else inputs.sounds_BT
 
 
 def as_model_config(config: ModelConfig | DictConfig | dict[str, Any]) -> ModelConfig:

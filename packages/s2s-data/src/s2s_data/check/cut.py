@@ -12,6 +12,7 @@ from s2s_data.batch import Turn
 from s2s_data.check.channels import MAX_FRAMES_APART, channel_problems, duration_problems, first_line
 from s2s_data.check.kinds import Problem
 from s2s_data.check.turns import Found, turn_problems
+from s2s_data.dataset import is_text_only
 from s2s_data.errors import DataError, UnreadableCutError
 from s2s_data.inputs import Part
 from s2s_data.roles import AGENT, USER, Roles
@@ -66,13 +67,14 @@ def _problems(ref: CutRef, settings: Settings) -> Iterator[Found]:
     try:
         cut = ref.load()
         turns = settings.roles.turns(cut)
+        is_said = not is_text_only(cut)
     except UnreadableCutError as error:
         yield "unloadable", first_line(error)
     else:
-        yield from _cut_problems(cut, turns, settings)
+        yield from _cut_problems(cut, turns, settings, is_said=is_said)
 
 
-def _cut_problems(cut: Cut, turns: Sequence[Turn], settings: Settings) -> Iterator[Found]:
+def _cut_problems(cut: Cut, turns: Sequence[Turn], settings: Settings, *, is_said: bool) -> Iterator[Found]:
     if not _has_source(cut):
         yield "no-source", f"it is a {type(cut).__name__} without a recording of its own"
         return
@@ -82,9 +84,10 @@ def _cut_problems(cut: Cut, turns: Sequence[Turn], settings: Settings) -> Iterat
     differ = list(duration_problems(cut, frame_s))
     yield from differ
     if not differ:  # else the loader refuses the audio, and says the same again
-        yield from channel_problems(cut, RECORDING, [turn for turn in turns if turn.role == USER], frame_s)
+        said = {role: [turn for turn in turns if turn.role == role and is_said] for role in (USER, AGENT)}
+        yield from channel_problems(cut, RECORDING, said[USER], frame_s)
         if cut.has_custom(TARGET_AUDIO):
-            yield from channel_problems(cut, TARGET_AUDIO, [turn for turn in turns if turn.role == AGENT], frame_s)
+            yield from channel_problems(cut, TARGET_AUDIO, said[AGENT], frame_s)
     if cut.has_custom(TARGET_CODES):
         yield from _code_problems(cut, grid, settings.codec_fingerprint)
     elif not cut.has_custom(TARGET_AUDIO):

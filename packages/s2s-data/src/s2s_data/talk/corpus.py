@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,13 +31,15 @@ from s2s_data.errors import DataError
 from s2s_data.talk.numbers import aloud, in_parts
 from s2s_data.talk.plan import Held, Talk, dialogue, split_cases
 from s2s_data.talk.rooms import write_surroundings
+from s2s_data.talk.text import TextTurn, most_tokens, text_cut, text_turns
 from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
 from s2s_data.whole_shard import whole_shard
 
 FRAME_SAMPLES = round(FRAME_S * ENGINE_RATE_HZ)
 DIALOGUE_S = 17.1  # what a training dialogue lasts on average: 400 took 1.90 hours
+TEXT = "text"  # the training dialogues of text alone, and their folder
 UNFINISHED = "unfinished.json"  # the settings of a corpus that isn't whole yet
-FOLDERS = ("corpus", "noise", "rooms")
+FOLDERS = ("corpus", "noise", "rooms", "text")
 FIELDS = {"recording": "flac", "target_audio": "flac"}  # what is encoded later has to be what was spoken
 
 
@@ -45,6 +48,7 @@ class TalkConfig:
     """How large the corpus is and how its dialogues flow (all spacing in 80 ms frames)."""
 
     hours: float = 30.0  # of training dialogues
+    texts_per_dialogue: float = 2.0  # training dialogues of text alone for each that is spoken
     num_heldout: int = 64  # dialogues of each held-out set
     dialogues_per_shard: int = 64
     agent_rate_hz: int = 22050
@@ -87,7 +91,7 @@ def build_talk_corpus(
     num_processes: int = 1,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float]:
-    """Build the four splits under `out_dir`/corpus as Shar, and noises and rooms beside them; returns hours of each.
+    """Build the four splits under `out_dir`/corpus as Shar, and text, noises and rooms beside; returns hours of each.
 
     What broke off goes on behind the shards that are there.
 
@@ -102,6 +106,8 @@ def build_talk_corpus(
             f"hours ({config.hours}), dialogues of a held-out set ({config.num_heldout}) and processes "
             f"({num_processes}) must be positive"
         )
+    if config.texts_per_dialogue < 0:
+        raise DataError(f"dialogues of text for each spoken one are {config.texts_per_dialogue}: give 0 or more")
     goes_on = _goes_on(out_dir, config)
     for voice in {
         voice.engine: voice for voice in (config.agent_voice, *config.user_voices, *config.heldout_voices)
@@ -110,15 +116,18 @@ def build_talk_corpus(
     if not goes_on:
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / UNFINISHED).write_text(_settings(config))
-    for name in FOLDERS[1:]:
+    for name in ("noise", "rooms"):
         shutil.rmtree(out_dir / name, ignore_errors=True)
     write_surroundings(out_dir, seed=config.seed)
     sizes = dict.fromkeys(splits(config), config.num_heldout)
     sizes["train"] = max(1, round(config.hours * 3600 / DIALOGUE_S))
+    sizes[TEXT] = round(config.texts_per_dialogue * sizes["train"])
     hours = {}
     with _mapping(num_processes) as mapped:
         for name, size in sizes.items():
-            folder = out_dir / "corpus" / name
+            if not size:
+                continue
+            folder = out_dir / (name if name == TEXT else f"corpus/{name}")
             folder.mkdir(parents=True, exist_ok=True)
             seconds = 0.0
             shards = _shards(size, config.dialogues_per_shard)
@@ -187,12 +196,40 @@ def _write_shard(folder: Path, config: TalkConfig, name: str, shard: tuple[int, 
             wavs = part / "wavs"
             wavs.mkdir()
             with SharWriter(str(part), FIELDS, shard_size=count, shard_offset=index) as writer:
-                for talk, voice in itertools.islice(_talks(splits(config)[name], config, first), count):
-                    writer.write(render(talk, config, voice, wavs))
+                for cut in itertools.islice(_cuts(config, name, first, wavs), count):
+                    writer.write(cut)
                     for path in wavs.iterdir():
                         path.unlink()
             wavs.rmdir()
     return float(sum(cut["duration"] for cut in load_jsonl(folder / cuts)))
+
+
+def _cuts(config: TalkConfig, name: str, first: int, folder: Path) -> Iterator[MonoCut]:
+    """The dialogues of a set, spoken, their audio files in `folder`; or written, where they are text alone."""
+    if name != TEXT:
+        for talk, voice in _talks(splits(config)[name], config, first):
+            yield render(talk, config, voice, folder)
+        return
+    training, _, _ = split_cases(config.seed)
+    for index in itertools.count(first):
+        talk = text_talk(TEXT, index, training, config)
+        turns = text_turns_of(talk, config, most_tokens)
+        num_frames = max(turn.end for turn in turns) + config.tail_frames
+        yield text_cut(talk.dialogue_id, turns, num_frames, ENGINE_RATE_HZ, config.agent_rate_hz)
+
+
+def text_talk(name: str, index: int, held: Held, config: TalkConfig) -> Talk:
+    """What dialogue `index` of a set says where it is text alone: nobody stops within a question."""
+    return dialogue(
+        name, index, held, ["nobody"], seed=config.seed, pause_share=0.0, barge_in_share=config.barge_in_share
+    )  # fmt: skip
+
+
+def text_turns_of(talk: Talk, config: TalkConfig, num_tokens: Callable[[str], int]) -> list[TextTurn]:
+    """Its turns at a pace of its own; see `s2s_data.talk.text.text_turns`."""
+    rng = random.Random(f"{config.seed}-{talk.dialogue_id}-pace")
+    gaps = {"answer_gap": config.answer_gap_frames, "overlap": config.overlap_frames}
+    return text_turns(talk, rng, num_tokens, **gaps)
 
 
 def render(talk: Talk, config: TalkConfig, voice: Voice, folder: Path) -> MonoCut:

@@ -1,0 +1,126 @@
+"""Dialogues of text alone: as those that are spoken, at the pace of a reader.
+
+What the agent answers hangs on what was asked, not on how it sounds, and text costs no speech engine: many more
+dialogues fit into the same time.
+"""
+
+import io
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+from lhotse.supervision import AlignmentItem
+
+from s2s_data.dataset import TEXT_ONLY
+from s2s_data.demo.corpus import FRAME_S
+from s2s_data.roles import WORD
+from s2s_data.talk.plan import Talk
+
+PACES = (0.3, 1.0)  # frames that words take, as a share of about what they take when they are said
+FRAMES_A_LETTER = 0.8
+LAST_WORD_FRAMES = 4  # of a question, at least: as in what is said, the agent reads the last word before it answers
+GAP_FRAMES = (2, 12)  # before a question
+
+
+@dataclass(frozen=True)
+class TextTurn:
+    """A turn in frames: its spans of words, the first a frame behind its start, and where each of them ends."""
+
+    role: str
+    start: int
+    spans: tuple[str, ...]
+    ends: tuple[int, ...]  # from the turn's start
+
+    @property
+    def text(self) -> str:
+        """All that it says."""
+        return " ".join(self.spans)
+
+    @property
+    def end(self) -> int:
+        """The frame behind the turn."""
+        return self.start + self.ends[-1]
+
+    @property
+    def times(self) -> tuple[tuple[str, int, int], ...]:
+        """Each span, its first frame from the turn's start, and how many it takes."""
+        starts = (1, *self.ends)
+        return tuple(
+            (span, start, end - start) for span, start, end in zip(self.spans, starts, self.ends, strict=False)
+        )
+
+
+def text_turns(
+    talk: Talk, rng: random.Random, num_tokens: Callable[[str], int], *, answer_gap: int, overlap: int
+) -> list[TextTurn]:
+    """Lay out a dialogue at a random pace, each span of words in no fewer frames than it has tokens.
+
+    Args:
+        talk: what is said.
+        rng: for pace and gaps.
+        num_tokens: of a span.
+        answer_gap, overlap: in frames, as `TalkConfig` has them.
+    """
+    pace = rng.uniform(*PACES)
+    turns: list[TextTurn] = []
+    clock = 0
+
+    def turn(role: str, start: int, spans: Sequence[str], last_frames: int) -> TextTurn:
+        ends, at = [], 1
+        for i, span in enumerate(spans):
+            length = max(round(len(span) * FRAMES_A_LETTER * pace), num_tokens(span))
+            at += max(length, last_frames) if i == len(spans) - 1 else length
+            ends.append(at)
+        return TextTurn(role, start, tuple(spans), tuple(ends))
+
+    for i, exchange in enumerate(talk.exchanges):
+        cut_off = i in talk.barge_ins
+        clock += 0 if i - 1 in talk.barge_ins else rng.randint(*GAP_FRAMES)
+        question = turn("user", clock, exchange.question.split(), LAST_WORD_FRAMES)
+        phrases = exchange.heard_if_cut_off if cut_off else exchange.phrases
+        answer = turn("agent", question.end + answer_gap, phrases, 1)
+        turns += [question, answer]
+        clock = answer.end - (min(overlap, answer.ends[-1] // 2) if cut_off else 0)
+    return turns
+
+
+def most_tokens(span: str) -> int:
+    """How many tokens a word or phrase may have, whatever the tokenizer: one for each digit, else for two letters."""
+    return sum(len(word) + 1 if word[0].isdigit() else -(-len(word) // 2) for word in span.split())
+
+
+def text_cut(name: str, turns: Sequence[TextTurn], num_frames: int, rate_hz: int, agent_rate_hz: int) -> MonoCut:
+    """A cut of `text_only` dialogue: both channels silent, and the turns with the times of their words."""
+    recording = _silence(name, num_frames, rate_hz)
+    cut = MonoCut(id=name, start=0.0, duration=recording.duration, channel=0, recording=recording)
+    cut.supervisions = [_supervision(f"{name}-{i}", turn, name) for i, turn in enumerate(turns)]
+    cut.custom = {TEXT_ONLY: True, "target_audio": _silence(f"{name}-agent", num_frames, agent_rate_hz)}
+    return cut
+
+
+def _supervision(name: str, turn: TextTurn, recording_id: str) -> SupervisionSegment:
+    words = [
+        AlignmentItem(span, round((turn.start + first) * FRAME_S, 2), round(count * FRAME_S, 2))
+        for span, first, count in turn.times
+    ]
+    return SupervisionSegment(
+        id=name,
+        recording_id=recording_id,
+        start=round(turn.start * FRAME_S, 2),
+        duration=round(turn.ends[-1] * FRAME_S, 2),
+        text=turn.text,
+        speaker=turn.role,
+        language="English",
+        alignment={WORD: words},
+    )
+
+
+def _silence(name: str, num_frames: int, rate_hz: int) -> Recording:
+    num_samples = round(num_frames * FRAME_S * rate_hz)
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(num_samples, dtype=np.int16), rate_hz, format="FLAC", subtype="PCM_16")
+    source = AudioSource(type="memory", channels=[0], source=file.getvalue())
+    return Recording(name, [source], rate_hz, num_samples, num_samples / rate_hz)
