@@ -127,7 +127,7 @@ class Dialogues(IterableDataset[Channels]):
         name, held, corpus: of the split, and how its dialogues flow.
         tokenizer: of the text channels.
         batch: dialogues in one.
-        spread_agent, spread_user: as the config's data has them.
+        spread_agent, lead_agent, spread_user: as the config's data has them.
     """
 
     def __init__(
@@ -139,11 +139,12 @@ class Dialogues(IterableDataset[Channels]):
         batch: int,
         *,
         spread_agent: bool = True,
+        lead_agent: int = 0,
         spread_user: bool = True,
     ) -> None:
         self.name, self.held, self.corpus, self.batch = name, held, corpus, batch
         self.tokenizer = Remembering(tokenizer)
-        self.spread_agent, self.spread_user = spread_agent, spread_user
+        self.spread_agent, self.lead_agent, self.spread_user = spread_agent, lead_agent, spread_user
 
     def __iter__(self) -> Iterator[Channels]:
         """Each worker makes every so many-th pool of dialogues, and batches of like lengths of it."""
@@ -164,12 +165,11 @@ class Dialogues(IterableDataset[Channels]):
         turns = text_turns_of(talk, self.corpus, lambda span: len(self.tokenizer.text_to_ids(f" {span}")))
         num_frames = max(turn.end for turn in turns) + self.corpus.tail_frames
         grid = FrameGrid(num_frames, 1 / RATE_HZ, RATE_HZ)
-        agent, user = (
-            build_text_channel(
-                [_timed(turn) for turn in turns if turn.role == role], grid, self.tokenizer, spread=spread
-            )
-            for role, spread in (("agent", self.spread_agent), ("user", self.spread_user))
+        spoken_by = {role: [_timed(turn) for turn in turns if turn.role == role] for role in ("agent", "user")}
+        agent = build_text_channel(
+            spoken_by["agent"], grid, self.tokenizer, spread=self.spread_agent, lead=self.lead_agent
         )
+        user = build_text_channel(spoken_by["user"], grid, self.tokenizer, spread=self.spread_user)
         return agent.tokens_T, user.tokens_T, talk
 
 
@@ -256,8 +256,10 @@ class Reader:
 
     def _dialogues(self, name: str, held: Held, batch: int) -> Dialogues:
         data = self.cfg.data
-        spread = {"spread_agent": data.spread_target_text, "spread_user": data.spread_source_text}
-        return Dialogues(name, held, self.corpus, self.network.tokenizer, batch, **spread)
+        return Dialogues(
+            name, held, self.corpus, self.network.tokenizer, batch, spread_agent=data.spread_target_text,
+            lead_agent=data.lead_target_text_by, spread_user=data.spread_source_text,
+        )  # fmt: skip
 
     def loss(self, channels: Channels) -> Tensor:
         """In nats a token; frames without one count `SILENCE_WEIGHT` of all."""

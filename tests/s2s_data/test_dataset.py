@@ -244,3 +244,19 @@ def test_a_batch_knows_whose_text_is_alone() -> None:
     alone.custom["text_only"] = "yes"
     with pytest.raises(UnreadableCutError, match=r"cut alone.*text_only is 'yes': write true or false"):
         DuplexDataset(TOKENIZER)[[alone]]
+
+
+def test_a_lead_is_the_agents_alone_and_needs_spread_text() -> None:
+    keys = {"spread_source_text": True, "spread_target_text": True}
+    cut = dialogue("cut")
+    for turn in cut.supervisions:
+        words = [AlignmentItem(word, turn.start + 0.16 * (i + 2), 0.08) for i, word in enumerate(turn.text.split())]
+        turn.alignment = {"word": words}
+    plain, led = (dataset_of(config(**keys, lead_target_text_by=lead), TOKENIZER)[[cut]] for lead in (0, 2))
+    assert torch.equal(plain["source_tokens"], led["source_tokens"])
+    said = [(batch["target_tokens"][0] > TOKENIZER.eos_id).nonzero()[:, 0].tolist() for batch in (plain, led)]
+    assert said[1] == [frame - 2 for frame in said[0]]
+    with pytest.raises(DataError, match=r"data\.lead_target_text_by is -1: give 0 or more"):
+        dataset_of(config(**keys, lead_target_text_by=-1), TOKENIZER)
+    with pytest.raises(DataError, match=r"lead_target_text_by has no effect without data\.spread_target_text"):
+        dataset_of(config(lead_target_text_by=2), TOKENIZER)

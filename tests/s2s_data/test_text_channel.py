@@ -78,7 +78,9 @@ def test_spread_text_is_cut_where_the_next_turn_interrupts_it() -> None:
 Span = tuple[str, int, int]
 
 
-def timed(num_frames: int, *turns: tuple[int, int, str, list[Span]], tokenizer: Any = TOKENIZER) -> TextChannel:
+def timed(
+    num_frames: int, *turns: tuple[int, int, str, list[Span]], tokenizer: Any = TOKENIZER, lead: int = 0
+) -> TextChannel:
     """Spread turns that are given in frames: start, end, text, spans of words."""
     made = [
         Turn(
@@ -87,7 +89,7 @@ def timed(num_frames: int, *turns: tuple[int, int, str, list[Span]], tokenizer: 
         )
         for start, end, text, spans in turns
     ]  # fmt: skip
-    return build_text_channel(made, FrameGrid(num_frames, FRAME_S, RATE_HZ), tokenizer, spread=True)
+    return build_text_channel(made, FrameGrid(num_frames, FRAME_S, RATE_HZ), tokenizer, spread=True, lead=lead)
 
 
 def placed(num_frames: int, **frames: int) -> list[int]:
@@ -111,6 +113,25 @@ def test_words_with_times_stand_where_they_are_said(spans: list[Span], expected:
     tokens_T, *counts = timed(20, (1, 17, "a b c d", spans))
     assert tokens_T.tolist() == placed(20, bos=1, eos=17, **expected)
     assert counts == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ([("a b", 5, 9), ("c d", 13, 17)], {"a": 2, "b": 3, "c": 10, "d": 11}),  # 3 frames before they are said
+        ([("a b", 1, 5), ("c d", 6, 17)], {"a": 2, "b": 3, "c": 4, "d": 5}),  # not before the turn, nor one another
+        ([("a", 2, 3), ("b c d", 4, 17)], {"a": 2, "b": 3, "c": 4, "d": 5}),
+    ],
+)
+def test_text_with_a_lead_stands_before_what_is_said(spans: list[Span], expected: dict[str, int]) -> None:
+    tokens_T, *counts = timed(20, (1, 17, "a b c d", spans), lead=3)
+    assert tokens_T.tolist() == placed(20, bos=1, eos=17, **expected)
+    assert counts == [0, 0]
+
+
+def test_without_times_a_lead_changes_nothing() -> None:
+    plain, led = (timed(20, (1, 17, "a b c d", []), lead=lead) for lead in (0, 3))
+    assert torch.equal(plain.tokens_T, led.tokens_T)
 
 
 def test_words_said_behind_an_interruption_are_cut() -> None:

@@ -3,6 +3,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import faster_whisper
 import numpy as np
 import pytest
 import soxr
@@ -111,6 +112,18 @@ class TestFasterWhisper:
         backend = load_asr(asr_config(WHISPER))
         yield backend
         backend.close()
+
+    def test_a_gpu_without_its_libraries_is_told_before_anything_is_heard(self, monkeypatch) -> None:
+        class WithoutLibraries(faster_whisper.WhisperModel):
+            def __init__(self, folder, **options) -> None:
+                super().__init__(folder, **options | {"device": "cpu", "compute_type": "float32"})
+
+            def encode(self, features):
+                raise RuntimeError("Library libcublas.so.12 is not found or cannot be loaded")
+
+        monkeypatch.setattr(faster_whisper, "WhisperModel", WithoutLibraries)
+        with pytest.raises(ValueError, match=r"libcublas\.so\.12 is not found.*scoring\.asr_device=cpu"):
+            load_asr(replace(asr_config(WHISPER), device="cuda"))
 
     def test_what_is_heard_together_changes_nothing(self, whisper) -> None:
         rng = np.random.default_rng(0)

@@ -310,6 +310,22 @@ def test_a_decoder_that_remembers_without_end_says_so(codecs, kind):
     assert (left, right, exact) == (12, 0, False)
 
 
+def test_a_decoder_s_context_is_measured_on_the_cpu(codecs, monkeypatch):
+    codec = codecs["demo"]
+    expected = decode_context(codec, 33)
+    moves = []
+
+    def move(device):
+        moves.append(device.type)
+        codec.device = device
+
+    monkeypatch.setattr(codec, "device", torch.device("cuda"))
+    monkeypatch.setattr(codec, "_move_to", move)
+    assert decode_context(codec, 34)[:2] == expected[:2]
+    assert moves[0] == "cpu", "a GPU's float16 rounds otherwise where frames far away are others"
+    assert moves[-1] == "cuda"
+
+
 def test_published_rates_follow_from_the_configs():
     from transformers import DacConfig, EncodecConfig, MimiConfig
 

@@ -133,6 +133,9 @@ class DataConfig:
     # The same of the agent's turns: what is written then stands where it is said, and an answer that the user cuts off
     # ends in both. Let the text go ahead of the speech with model.advance_text_channel_by.
     spread_target_text: bool = False
+    # How many frames before each span of words with times its text stands then, one token a frame. A codec's codes tell
+    # of sound to come: a model that reads them beside or before the text learns to read it off them.
+    lead_target_text_by: int = 0
     # What is trained on.
     train_ds: TrainDataConfig = field(default_factory=TrainDataConfig)
     # What is validated on.

@@ -56,6 +56,8 @@ class DuplexDataset(Dataset[DuplexBatch]):
         frame from its start.
     spread_target_text
         The same of the agent's turns.
+    lead_target_text_by
+        How many frames before each span of the agent's words with times their tokens stand then, one a frame.
     load_target_audio
         Load the agent's audio even if its codes are stored.
     codec_fingerprint
@@ -64,7 +66,8 @@ class DuplexDataset(Dataset[DuplexBatch]):
     Raises
     ------
     DataError
-        If a role list is empty or shares a name with the other, or PAD, BOS and EOS aren't three ids.
+        If a role list is empty or shares a name with the other, PAD, BOS and EOS aren't three ids, or
+        ``lead_target_text_by`` is negative or without effect.
 
     """
 
@@ -79,10 +82,18 @@ class DuplexDataset(Dataset[DuplexBatch]):
         output_roles: Collection[str] = ("agent",),
         spread_source_text: bool = False,
         spread_target_text: bool = False,
+        lead_target_text_by: int = 0,
         load_target_audio: bool = True,
         codec_fingerprint: str | None = None,
     ) -> None:
         check_special_ids(tokenizer)
+        if lead_target_text_by < 0:
+            raise DataError(f"data.lead_target_text_by is {lead_target_text_by}: give 0 or more frames")
+        if lead_target_text_by and not spread_target_text:
+            raise DataError(
+                "data.lead_target_text_by has no effect without data.spread_target_text: the agent's text then stands "
+                "at its turn's start"
+            )
         self.tokenizer = tokenizer
         self.frame_length_s = frame_length
         self.source_sample_rate_hz = source_sample_rate
@@ -90,6 +101,7 @@ class DuplexDataset(Dataset[DuplexBatch]):
         self.roles = Roles.of(input_roles, output_roles)
         self.spread_source_text = spread_source_text
         self.spread_target_text = spread_target_text
+        self.lead_target_text_by = lead_target_text_by
         self.load_target_audio = load_target_audio
         self.codec_fingerprint = codec_fingerprint
         self._too_long = TextFitLog(TOO_LONG)
@@ -197,8 +209,10 @@ class DuplexDataset(Dataset[DuplexBatch]):
         return sum(len(self.tokenizer.text_to_ids(clean_text(agent.text or ""))) for agent in agents)
 
     def _text_channel(self, dialogue: Dialogue, role: str) -> TextChannel:
-        spread = self.spread_source_text if role == USER else self.spread_target_text
-        return build_text_channel(_turns(dialogue, role), dialogue.grid, self.tokenizer, spread=spread)
+        spread, lead = (
+            (self.spread_source_text, 0) if role == USER else (self.spread_target_text, self.lead_target_text_by)
+        )
+        return build_text_channel(_turns(dialogue, role), dialogue.grid, self.tokenizer, spread=spread, lead=lead)
 
     def _pad_tokens(self, channels: Sequence[TextChannel]) -> tuple[Tensor, Tensor]:
         tokens = [channel.tokens_T for channel in channels]

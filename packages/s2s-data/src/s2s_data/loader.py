@@ -445,6 +445,7 @@ def dataset_of(cfg: DataConfig, tokenizer: TextTokenizer, **options: Any) -> Dup
         output_roles=cfg.output_roles,
         spread_source_text=cfg.spread_source_text,
         spread_target_text=cfg.spread_target_text,
+        lead_target_text_by=cfg.lead_target_text_by,
         **options,
     )
 

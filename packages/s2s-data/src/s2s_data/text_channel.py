@@ -46,7 +46,7 @@ class TextChannel(NamedTuple):
 
 
 def build_text_channel(
-    turns: Sequence[Turn], grid: FrameGrid, tokenizer: TextTokenizer, *, spread: bool = False
+    turns: Sequence[Turn], grid: FrameGrid, tokenizer: TextTokenizer, *, spread: bool = False, lead: int = 0
 ) -> TextChannel:
     """Put the text of one speaker's ``turns`` on ``grid``.
 
@@ -54,7 +54,8 @@ def build_text_channel(
     needs more frames is cut there and counted. A turn of no frame is left out (its text is counted too). A
     turn that the dialogue's end or the next turn interrupts has no EOS. With ``spread`` a turn's tokens stand at
     equal distances from its start to its end, about where they are said; where its words have times, those of each
-    span of them from its start to its end.
+    span of them from its start to its end. With a ``lead`` the tokens of such a span stand one a frame instead, from
+    so many frames before its start on, though not before the turn's.
     """
     tokens = [tokenizer.pad_id] * grid.num_frames  # a list: a tensor's slices cost more than all the rest here
     num_dropped = num_mistimed = 0
@@ -71,7 +72,9 @@ def build_text_channel(
             timed = _has_times(turns[i])
             num_mistimed += len(turns[i].words) > 0 and not timed
             num_frames = end - start - 1
-            offsets = _said(turns[i], len(ids), num_frames, grid, tokenizer) if timed else _spread(len(ids), num_frames)
+            offsets = _spread(len(ids), num_frames)
+            if timed:
+                offsets = _said(turns[i], len(ids), num_frames, grid, tokenizer, lead)
         kept = bisect_left(offsets, room)
         num_dropped += len(ids) - kept
         if min(end, limit) <= start:
@@ -101,8 +104,10 @@ def _has_times(turn: Turn) -> bool:
     return len(turn.words) > 0 and sum(len(span.text.split()) for span in turn.words) == len(turn.text.split())
 
 
-def _said(turn: Turn, num_tokens: int, num_frames: int, grid: FrameGrid, tokenizer: TextTokenizer) -> list[int]:
-    """Frames of tokens from where each span of words starts, evenly over it.
+def _said(
+    turn: Turn, num_tokens: int, num_frames: int, grid: FrameGrid, tokenizer: TextTokenizer, lead: int
+) -> list[int]:
+    """Frames of tokens from where each span of words starts, evenly over it; or one a frame, ``lead`` frames earlier.
 
     Never before the token before, and early enough for all that follow it in the turn's ``num_frames``. The tokens of
     the first words are as many as those of a text of these words alone: about right, where a tokenizer merges words.
@@ -116,9 +121,9 @@ def _said(turn: Turn, num_tokens: int, num_frames: int, grid: FrameGrid, tokeniz
         text = " ".join(words[:num_words])
         num_said = min(len(tokenizer.text_to_ids(text)), num_tokens) if num_words < len(words) else num_tokens
         start_s = turn.start_s + span.start_s
-        start = max(grid.frame_at(start_s) - first_frame, offsets[-1] + 1 if offsets else 0)
-        end = grid.frame_at(start_s + span.duration_s) - first_frame
-        offsets += [start + offset for offset in _spread(max(0, num_said - len(offsets)), end - start)]
+        start = max(grid.frame_at(start_s) - first_frame - lead, offsets[-1] + 1 if offsets else 0)
+        room = 0 if lead else grid.frame_at(start_s + span.duration_s) - first_frame - start
+        offsets += [start + offset for offset in _spread(max(0, num_said - len(offsets)), room)]
     return [max(i, min(offset, num_frames - num_tokens + i)) for i, offset in enumerate(offsets)]
 
 

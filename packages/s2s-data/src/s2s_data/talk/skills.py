@@ -82,7 +82,7 @@ class Frame:
 
 
 FRAMES = (
-    Frame("plain", "{direct}?", ""),
+    Frame("plain", "{direct}?", "Let me see."),
     Frame("hey", "Hey, {direct}?", "Hi there."),
     Frame("question", "I have a question. {direct}?", "Let me see."),
     Frame("next", "Okay, the next one. {direct}?", "All right."),

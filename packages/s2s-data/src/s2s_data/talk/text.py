@@ -88,8 +88,8 @@ def text_turns(
 
 
 def most_tokens(span: str) -> int:
-    """How many tokens a word or phrase may have, whatever the tokenizer: one for each digit, else for two letters."""
-    return sum(len(word) + 1 if word[0].isdigit() else -(-len(word) // 2) for word in span.split())
+    """How many tokens words may have, whatever the tokenizer: one for each digit, else for two letters; one beside."""
+    return sum(1 + (len(word) if word[0].isdigit() else -(-len(word) // 2)) for word in span.split())
 
 
 def text_cut(name: str, turns: Sequence[TextTurn], num_frames: int, rate_hz: int, agent_rate_hz: int) -> MonoCut:

@@ -30,7 +30,9 @@ def decode_context(codec: AudioCodec, max_frames: int = 64) -> DecodeContext:
     Random codes are decoded twice, the second time with all frames up to the middle one changed. The last sample that
     differs tells how long a frame is remembered (`left_frames`); with all frames from the middle on changed, the first
     one tells how far the decoder looks ahead (`right_frames`). Both are `max_frames` at most; where a change reaches
-    that far, or the codec is recurrent, `exact` is False. It costs three decodes of 2 * (2 * max_frames + 1) frames.
+    that far, or the codec is recurrent, `exact` is False. It costs three decodes of 2 * (2 * max_frames + 1) frames, on
+    the CPU in float32: a GPU's float16 rounds a sample otherwise where frames far away are others. The codec is back on
+    its device then, with weights at new addresses.
 
     Raises:
         ValueError: `max_frames` is below 1.
@@ -41,9 +43,14 @@ def decode_context(codec: AudioCodec, max_frames: int = 64) -> DecodeContext:
     one_BTK, other_BTK = _random_codes(codec, T)
     is_past_T = (torch.arange(T) <= middle)[:, None]
     is_future_T = (torch.arange(T) >= middle)[:, None]
-    one_BS = _decode(codec, one_BTK)
-    left = _changed_frames(codec, one_BS, _decode(codec, other_BTK.where(is_past_T, one_BTK)))[-1] - middle
-    right = middle - _changed_frames(codec, one_BS, _decode(codec, other_BTK.where(is_future_T, one_BTK)))[0]
+    device = codec.device
+    codec._move_to(torch.device("cpu"))
+    try:
+        one_BS = _decode(codec, one_BTK)
+        left = _changed_frames(codec, one_BS, _decode(codec, other_BTK.where(is_past_T, one_BTK)))[-1] - middle
+        right = middle - _changed_frames(codec, one_BS, _decode(codec, other_BTK.where(is_future_T, one_BTK)))[0]
+    finally:
+        codec._move_to(device)
     within = left < max_frames and right < max_frames
     return DecodeContext(max(left, 0), max(right, 0), exact=within and not codec.recurrent)
 
@@ -58,10 +65,8 @@ def _random_codes(codec: AudioCodec, num_frames: int) -> tuple[Tensor, Tensor]:
 
 
 def _decode(codec: AudioCodec, codes_BTK: Tensor) -> Tensor:
-    """Audio [B, S] of whole sequences, on the device where the codec lies."""
-    device = codec.silence_codes().device
-    frames_B = torch.full(codes_BTK.shape[:1], codes_BTK.shape[1], device=device)
-    return codec.decode(codes_BTK.to(device), frames_B)[0]
+    """Audio [B, S] of whole sequences."""
+    return codec.decode(codes_BTK, torch.full(codes_BTK.shape[:1], codes_BTK.shape[1]))[0]
 
 
 def _changed_frames(codec: AudioCodec, one_BS: Tensor, other_BS: Tensor) -> list[int]:

@@ -1,0 +1,85 @@
+"""The recipe's text goes ahead of its codes: what the agent answers can't be read off what it is about to say."""
+
+import re
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from s2s_data.demo.corpus import agent_speech
+from s2s_data.loader import dataset_of
+from s2s_data.talk import FRAMES, SKILLS, ask, dialogue, split_cases
+from s2s_data.talk.corpus import lay_out, render
+from s2s_model.codecs import load_codec
+from s2s_train.config import load_config
+from tests.recipes.builders import RECIPES
+from tests.s2s_data.test_talk import SMALL
+
+TRAINING, _, _ = split_cases(seed=0)
+TOLD_AHEAD = 4  # frames, at most; in the agent's own voice too
+
+
+class DigitTokenizer:
+    """One token for each digit, each space before one, and each other word, as the recipe's LLM at worst."""
+
+    pad_id, bos_id, eos_id = 0, 1, 2
+
+    def text_to_ids(self, text):
+        return [3 + sum(map(ord, piece)) % 997 for piece in re.findall(r"\d| (?=\d)|[^\d ]+", text)]
+
+
+def talks(count):
+    made = (dialogue("train", i, TRAINING, ["any"], seed=0, pause_share=0.0, barge_in_share=0.0) for i in range(count))
+    return [talk for talk in made if any(re.search(r"\d", exchange.answer) for exchange in talk.exchanges)]
+
+
+@pytest.mark.parametrize("numbers", [("fifty eight", "twelve"), ("sixty one", "thirteen"), ("one", "nine")])
+def test_the_published_codec_s_codes_tell_of_sound_to_come(numbers):
+    codec = load_codec(str(RECIPES / "codec.nemo"))
+    phrases = agent_speech(["four plus eight is", *numbers], codec.sample_rate, SMALL.agent_voice)
+    _, before_S, *both = [torch.from_numpy(phrase) for phrase in phrases]
+    audio_BS = pad_sequence([torch.cat([before_S, number_S]) for number_S in both], batch_first=True)
+    codes_BTK, _ = codec.encode(audio_BS, torch.full((2,), audio_BS.shape[1]))
+    first_that_differs = int((codes_BTK[0] != codes_BTK[1]).any(dim=1).nonzero()[0])
+    assert 0 < len(before_S) // codec.samples_per_frame - first_that_differs <= TOLD_AHEAD
+
+
+@pytest.mark.parametrize("lead", [None, 0])
+def test_numbers_are_written_before_their_codes_tell_them(lead, tmp_path):
+    overrides = [] if lead is None else [f"data.lead_target_text_by={lead}"]
+    cfg = load_config(RECIPES / "talk.yaml", overrides)
+    tokenizer = DigitTokenizer()
+    dataset = dataset_of(cfg.data, tokenizer)
+    digits = {tokenizer.text_to_ids(str(digit))[0] for digit in range(10)}
+    in_time, late = 0, []
+    for talk in talks(25):
+        cut = render(talk, SMALL, SMALL.user_voices[0], tmp_path)
+        tokens = dataset[[cut]]["target_tokens"][0].tolist()
+        for turn in [turn for turn in lay_out(talk, SMALL, SMALL.user_voices[0])[0] if turn.role == "agent"]:
+            numbers = [(first, phrase) for phrase, first, _ in turn.words[1:] if re.match(r"\d", phrase)]
+            frames = [i for i in range(turn.start, turn.end) if tokens[i] in digits]
+            frames = frames[sum(c.isdigit() for c in turn.words[0][0]) :]
+            for first, phrase in numbers:
+                for digit in re.match(r"\d+", phrase).group():
+                    frame = frames.pop(0)
+                    written = frame - cfg.model.advance_text_channel_by
+                    newest_codes = written - 1 - cfg.model.delay_speech_channel_by  # that it is predicted from
+                    if newest_codes < turn.start + first - TOLD_AHEAD:
+                        in_time += 1
+                    else:
+                        late.append((turn.text, phrase, digit))
+            assert not frames
+    if lead is None:
+        assert in_time > 20
+        assert not late
+    else:
+        assert len(late) > 20
+        assert not in_time, "without a lead all could be read off"
+
+
+def test_no_number_of_its_own_begins_an_answer():
+    """Nothing is written before a turn begins, so what the first phrase says could be read off."""
+    for skill in SKILLS:
+        for frame in FRAMES:
+            exchange = ask(skill, frame, skill.cases[0])
+            assert exchange.value not in exchange.phrases[0]
