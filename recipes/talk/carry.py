@@ -54,6 +54,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     packing.add_argument(
         "--checkpoint", default="last", help="a file of RUN/checkpoints; last (default); or best, by the run's monitor"
     )
+    packing.add_argument(
+        "--dtype", choices=("bfloat16",), help="round float32 weights to it, in half the space (as they are)"
+    )
     packing.add_argument("--part-mib", type=float, default=16, help="the largest file (16)")
     packing.add_argument("--total-mib", type=float, default=64, help="the most of all files (64)")
     unpacking = commands.add_parser("unpack", help="make a run's folder of them, which train:fit goes on from")
@@ -80,18 +83,21 @@ def pack(args: argparse.Namespace) -> str:
     state = checkpoint.pop("state_dict")
     frozen = frozen_names(build(cfg, without_weights(asdict(cfg.model))))
     trained, tied = each_once({name: value for name, value in state.items() if name not in frozen})
+    rounded = [name for name, value in trained.items() if args.dtype and value.dtype == torch.float32]
+    trained |= {name: trained[name].to(getattr(torch, args.dtype)) for name in rounded}
     files = into_files(trained, args.part_mib * MIB)
-    rest = without_moments(checkpoint) | {"tied": tied}
+    rest = without_moments(checkpoint) | {"tied": tied, "rounded": rounded}
     rest["frozen"] = {name: fingerprint(state[name]) for name in frozen & state.keys()}
     write(files, rest, args.run / CONFIG, args.parts)
     size_mib = sum(part.stat().st_size for part in args.parts.iterdir()) / MIB
     if size_mib > args.total_mib:
         shutil.rmtree(args.parts)
         raise ValueError(
-            f"the parts take {size_mib:.1f} MiB and may take {args.total_mib:g}: train less (a smaller model.lora.r,"
-            " vocabulary or encoder), or raise --total-mib"
+            f"the parts take {size_mib:.1f} MiB and may take {args.total_mib:g}: round float32 weights (--dtype"
+            " bfloat16), train less (a smaller model.lora.r, vocabulary or encoder), or raise --total-mib"
         )
-    return f"{args.parts}: step {rest.get('global_step')} of {path}, {size_mib:.1f} MiB in {len(files) + 2} files"
+    how = f", {len(rounded)} weights rounded to {args.dtype}" if rounded else ""
+    return f"{args.parts}: step {rest.get('global_step')} of {path}, {size_mib:.1f} MiB in {len(files) + 2} files{how}"
 
 
 def unpack(args: argparse.Namespace) -> str:
@@ -114,6 +120,7 @@ def unpack(args: argparse.Namespace) -> str:
     state: dict[str, Tensor] = {}
     for index in range(rest.pop("num_files")):
         state |= load_file(args.parts / WEIGHTS.format(index))
+    state |= {name: state[name].float() for name in rest.pop("rounded", [])}
     state |= {name: state[other] for name, other in rest.pop("tied", {}).items()}
     frozen = rest.pop("frozen")
     if not any(name.startswith("perception.") for name in frozen):

@@ -65,6 +65,22 @@ def test_a_run_goes_on_from_its_parts(run, stage, in_talk):
     assert carried[2] == stayed[2], "the same weights and data: moments show from the next step on"
 
 
+def test_float32_weights_can_be_rounded_to_half_the_space(run, in_talk, capsys):
+    assert carry.main(["pack", str(run), "exact"]) == 0
+    assert carry.main(["pack", str(run), "rounded", "--dtype", "bfloat16"]) == 0
+    assert "weights rounded to bfloat16" in capsys.readouterr().out
+    exact, rounded = (sum(p.stat().st_size for p in Path(name).glob("*.safetensors")) for name in ("exact", "rounded"))
+    assert rounded < 0.51 * exact
+    assert carry.main(["unpack", "rounded", "new"]) == 0
+    before, after = last(run)["state_dict"], last(Path("new"))["state_dict"]
+    assert after.keys() == before.keys()
+    for name, value in before.items():
+        assert after[name].dtype == value.dtype
+        trained = not torch.equal(after[name], value)
+        assert not trained or torch.equal(after[name], value.bfloat16().float()), name
+    assert any(not torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_an_encoder_that_is_trained_is_carried(talk, in_talk):
     run = one_step(talk, Path.cwd(), ALL_BUT_THE_LLM)
     assert carry.main(["pack", str(run), "parts"]) == 0

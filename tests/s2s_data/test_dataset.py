@@ -3,6 +3,7 @@
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -247,7 +248,7 @@ def test_a_batch_knows_whose_text_is_alone() -> None:
 
 
 def test_a_lead_is_the_agents_alone_and_needs_spread_text() -> None:
-    keys = {"spread_source_text": True, "spread_target_text": True}
+    keys: dict[str, Any] = {"spread_source_text": True, "spread_target_text": True}
     cut = dialogue("cut")
     for turn in cut.supervisions:
         words = [AlignmentItem(word, turn.start + 0.16 * (i + 2), 0.08) for i, word in enumerate(turn.text.split())]

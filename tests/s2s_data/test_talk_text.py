@@ -54,7 +54,7 @@ def test_a_slow_reader_takes_more_frames():
     for is_slow in (False, True):
         rng = Rng(0)
         rng.is_slow = is_slow
-        lengths.append(text_turns(talk, rng, lambda span: 1, answer_gap=6, overlap=5)[-1].end)
+        lengths.append(text_turns(talk, rng, lambda span: 1, answer_gap=6)[-1].end)
     assert lengths[1] > 1.5 * lengths[0]
 
 

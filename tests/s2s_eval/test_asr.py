@@ -114,7 +114,7 @@ class TestFasterWhisper:
         backend.close()
 
     def test_a_gpu_without_its_libraries_is_told_before_anything_is_heard(self, monkeypatch) -> None:
-        class WithoutLibraries(faster_whisper.WhisperModel):
+        class WithoutLibraries(faster_whisper.WhisperModel):  # type: ignore[misc]
             def __init__(self, folder, **options) -> None:
                 super().__init__(folder, **options | {"device": "cpu", "compute_type": "float32"})
 

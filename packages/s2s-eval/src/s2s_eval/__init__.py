@@ -1,3 +1,3 @@
 """Scorers, metrics and the listening report."""
 
-__version__ = "0.3.1"
+__version__ = "0.3.2"

@@ -48,13 +48,12 @@ class TalkConfig:
     """How large the corpus is and how its dialogues flow (all spacing in 80 ms frames)."""
 
     hours: float = 30.0  # of training dialogues
-    texts_per_dialogue: float = 2.0  # training dialogues of text alone for each that is spoken
+    texts_per_dialogue: float = 4.0  # training dialogues of text alone for each that is spoken
     num_heldout: int = 64  # dialogues of each held-out set
     dialogues_per_shard: int = 64
     agent_rate_hz: int = 22050
     answer_gap_frames: int = 6  # enough for a model to have written the question's last word
     tail_frames: int = 8
-    overlap_frames: int = 5  # how long the agent still speaks after the user barges in, at most
     pause_share: float = 0.25  # of questions within which the user stops
     barge_in_share: float = 0.15  # of answers that aren't the last
     agent_voice: Voice = AGENT_VOICE
@@ -228,8 +227,7 @@ def text_talk(name: str, index: int, held: Held, config: TalkConfig) -> Talk:
 def text_turns_of(talk: Talk, config: TalkConfig, num_tokens: Callable[[str], int]) -> list[TextTurn]:
     """Its turns at a pace of its own; see `s2s_data.talk.text.text_turns`."""
     rng = random.Random(f"{config.seed}-{talk.dialogue_id}-pace")
-    gaps = {"answer_gap": config.answer_gap_frames, "overlap": config.overlap_frames}
-    return text_turns(talk, rng, num_tokens, **gaps)
+    return text_turns(talk, rng, num_tokens, answer_gap=config.answer_gap_frames)
 
 
 def render(talk: Talk, config: TalkConfig, voice: Voice, folder: Path) -> MonoCut:
@@ -253,7 +251,7 @@ def lay_out(talk: Talk, config: TalkConfig, voice: Voice) -> tuple[list[Turn], i
         answer = _answer(heard, question.end + config.answer_gap_frames, config, None if cut_off else exchange.value)
         turns += [question, answer]
         # The user starts while the agent is speaking; the agent finishes the phrase in progress.
-        clock = cut_off_by(config.overlap_frames, answer) if cut_off else answer.end
+        clock = cut_off_by(talk.barge_ins[i], answer) if cut_off else answer.end
     return turns, max(turn.end for turn in turns) + config.tail_frames
 
 

@@ -14,6 +14,7 @@ from s2s_data.talk.skills import FRAMES, SKILLS, Case, Frame, Skill, phrases
 
 HELD_OUT_SHARE = 8  # one case and one wording in so many
 LARGEST_SUMMAND = 50  # of the skill "plus"
+OVERLAP_FRAMES = (9, 13)  # of a cut-off answer: the user is heard before the phrase behind it has to be written
 NAMES = (
     "Anna", "Peter", "Maria", "Thomas", "Laura", "David", "Emma", "Martin", "Sophie", "Daniel", "Clara", "Robert",
     "Julia", "Simon", "Nora", "Victor",
@@ -64,7 +65,7 @@ class Talk:
 
     Attributes:
         pauses: by exchange.
-        barge_ins: exchanges whose answer the user cuts off.
+        barge_ins: exchanges whose answer the user cuts off, and how long both speak then, at most.
         gaps: silence before each question.
     """
 
@@ -72,7 +73,7 @@ class Talk:
     voice: str
     exchanges: tuple[Exchange, ...]
     pauses: dict[int, Pause]
-    barge_ins: frozenset[int]
+    barge_ins: dict[int, int]
     gaps: tuple[int, ...]
 
 
@@ -207,7 +208,7 @@ def dialogue(
     exchanges = _exchanges(held, rng)
     # A question has to follow, and what is told first has to be heard to its end.
     may_be_cut = [i for i in range(len(exchanges) - 1) if exchanges[i].wording != "told"]
-    barge_ins = frozenset(i for i in may_be_cut if rng.random() < barge_in_share)
+    barge_ins = {i: rng.randint(*OVERLAP_FRAMES) for i in may_be_cut if rng.random() < barge_in_share}
     gaps = tuple(rng.choice([5, 8, 12, 25] if i == 0 else [4, 6, 9, 15, 30]) for i in range(len(exchanges)))
     pauses = _pauses(exchanges, pause_share, rng)
     return Talk(f"{name}-{index:06d}", rng.choice(list(voices)), exchanges, pauses, barge_ins, gaps)

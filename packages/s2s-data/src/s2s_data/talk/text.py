@@ -53,16 +53,14 @@ class TextTurn:
         )
 
 
-def text_turns(
-    talk: Talk, rng: random.Random, num_tokens: Callable[[str], int], *, answer_gap: int, overlap: int
-) -> list[TextTurn]:
+def text_turns(talk: Talk, rng: random.Random, num_tokens: Callable[[str], int], *, answer_gap: int) -> list[TextTurn]:
     """Lay out a dialogue at a random pace, each span of words in no fewer frames than it has tokens.
 
     Args:
         talk: what is said.
         rng: for pace and gaps.
         num_tokens: of a span.
-        answer_gap, overlap: in frames, as `TalkConfig` has them.
+        answer_gap: in frames, as `TalkConfig` has it.
     """
     pace = rng.uniform(*PACES)
     turns: list[TextTurn] = []
@@ -83,7 +81,7 @@ def text_turns(
         phrases = exchange.heard_if_cut_off if cut_off else exchange.phrases
         answer = turn("agent", question.end + answer_gap, phrases, 1)
         turns += [question, answer]
-        clock = answer.end - (min(overlap, answer.ends[-1] // 2) if cut_off else 0)
+        clock = answer.end - (min(talk.barge_ins[i], answer.ends[-1] // 2) if cut_off else 0)
     return turns
 
 
