@@ -81,9 +81,11 @@ def pack(args: argparse.Namespace) -> str:
     cfg, path = find_trained(args.run, args.checkpoint)
     checkpoint = read_checkpoint(path)
     state = checkpoint.pop("state_dict")
-    frozen = frozen_names(build(cfg, without_weights(asdict(cfg.model))))
+    model = build(cfg, without_weights(asdict(cfg.model)))
+    frozen = frozen_names(model)
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}  # not windows and filters
     trained, tied = each_once({name: value for name, value in state.items() if name not in frozen})
-    rounded = [name for name, value in trained.items() if args.dtype and value.dtype == torch.float32]
+    rounded = [name for name in trained if args.dtype and name in weights and trained[name].dtype == torch.float32]
     trained |= {name: trained[name].to(getattr(torch, args.dtype)) for name in rounded}
     files = into_files(trained, args.part_mib * MIB)
     rest = without_moments(checkpoint) | {"tied": tied, "rounded": rounded}

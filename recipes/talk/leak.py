@@ -16,7 +16,7 @@ import random
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,7 +82,9 @@ def leak(config: Path, folder: Path, overrides: Sequence[str], name: str, count:
     dataset = dataset_of(cfg.data, model.tokenizer, load_target_audio=True)
     cuts = list(blend_of(sets[name], f"data.validation_ds.datasets.{name}").once(with_target_audio=True))[:count]
     sounds: defaultdict[int, list[tuple[str, Tensor]]] = defaultdict(list)
-    dialogues = [(dataset[[cut]], list(numbers(cut, model.target_sample_rate))) for cut in cuts]
+    roles = dataset.roles.output_roles
+    dialogues = [(dataset[[cut]], list(numbers(cut, roles, model.target_sample_rate))) for cut in cuts]
+    dialogues = [(batch, found) for batch, found in dialogues if not batch["num_dropped_tokens"].any()]
     for batch, found in dialogues:
         for number in found:
             sound_S = batch["target_audio"][0, number.start : number.end]
@@ -99,9 +101,9 @@ def leak(config: Path, folder: Path, overrides: Sequence[str], name: str, count:
     return counts
 
 
-def numbers(cut: Cut, rate_hz: int) -> Iterator[Number]:
-    """The numbers that end turns of the agent whose answer is computed, behind other words."""
-    agent = sorted((turn for turn in cut.supervisions if turn.speaker == "agent"), key=lambda turn: turn.start)
+def numbers(cut: Cut, roles: Collection[str], rate_hz: int) -> Iterator[Number]:
+    """The numbers that end turns of the agent, of `roles`, whose answer is computed, behind other words."""
+    agent = sorted((turn for turn in cut.supervisions if turn.speaker in roles), key=lambda turn: turn.start)
     for i, turn in enumerate(agent):
         phrases = (turn.alignment or {}).get("word", [])
         found = NUMBER.fullmatch(phrases[-1].symbol) if phrases else None

@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="corpus/, noise/, rooms/, llm/, codec.nemo and encoder.nemo go there")
+    parser.add_argument("folder", type=Path, help="corpus/, text/, noise/, rooms/, llm/, .. go there")
     parser.add_argument("--hours", type=float, default=40.0, help="of training dialogues (default: 40)")
-    parser.add_argument("--heldout", type=int, default=64, help="dialogues of each held-out set (default: 64)")
+    parser.add_argument("--heldout", type=int, default=96, help="dialogues of each held-out set (default: 96)")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="that speak and, later, load (default: one a core)"
     )
@@ -102,11 +102,20 @@ def train_codec(folder: Path, minutes: float) -> None:
 
 
 def speak_corpus(args: argparse.Namespace) -> None:
-    """Build corpus/, noise/ and rooms/, or what is missing of them."""
+    """Build corpus/, text/, noise/ and rooms/, or go on where that broke off.
+
+    Raises:
+        FileNotFoundError: a corpus is there without its text/.
+    """
     from s2s_data.talk import TalkConfig, build_talk_corpus
-    from s2s_data.talk.corpus import UNFINISHED
+    from s2s_data.talk.corpus import TEXT, UNFINISHED
 
     if (args.folder / "corpus").exists() and not (args.folder / UNFINISHED).exists():
+        if not (args.folder / TEXT).exists():
+            raise FileNotFoundError(
+                f"{args.folder / TEXT}: no such folder beside corpus/, which an earlier version made: move corpus/, "
+                "noise/ and rooms/ away, and they are made anew with it"
+            )
         return
     config = replace(TalkConfig(), hours=args.hours, num_heldout=args.heldout)
     build_talk_corpus(args.folder, config, num_processes=args.processes, progress=print)

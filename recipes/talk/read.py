@@ -190,6 +190,7 @@ class Reader:
     """The config's network, of which the LLM's adapters are trained."""
 
     def __init__(self, cfg: AppConfig, processes: int, corpus_seed: int = TalkConfig.seed) -> None:
+        from s2s_data.loader import dataset_of
         from s2s_model.lora import TRAINED
         from s2s_model.network import DuplexNetwork
 
@@ -206,6 +207,7 @@ class Reader:
         cfg.model.pretrained_lora = None
         cfg.model.start_from_text = True  # whatever stands in the other channels is nothing to the LLM
         network = DuplexNetwork(cfg.model, cfg.data.frame_length, llm_dtype=dtype)
+        dataset_of(cfg.data, network.tokenizer)  # refuses what a run of the config would refuse
         self.network: DuplexNetwork = network.to(self.device, dtype)
         self.weights = [weight for name, weight in self.network.llm.named_parameters() if re.match(TRAINED, name)]
         self.exact = [weight.detach().float().clone() for weight in self.weights]
@@ -312,7 +314,7 @@ class Reader:
                 channels.talks, written_BT.tolist(), inputs.text_labels_BT.tolist(), strict=True
             ):
                 for i, (start, end) in enumerate(agent_turns(labels_T, bos_id, eos_id)):
-                    if i not in talk.barge_ins and talk.exchanges[i].value is not None:
+                    if talk.exchanges[i].value is not None:
                         asked[talk.exchanges[i].kind] += 1
                         said = slice(start + 1, end)
                         right[talk.exchanges[i].kind] += is_right(written_T[said], labels_T[said], pad_id)

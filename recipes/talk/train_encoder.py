@@ -39,7 +39,8 @@ ALPHABET = "▁'" + string.ascii_lowercase  # words that the training data lack 
 SIZE_S = 2  # audio is padded to lengths in steps of it: few sizes, each of which is a CUDA graph
 BEFORE_S, BEHIND_S = 1.5, 0.5  # of a turn: how much is heard too, before it at most
 EVEN_SHARE, TURNS_SHARE = 0.2, 0.6  # of the time: before CTC, and before whole dialogues
-LISTENING_EVEN_SHARE = 0.02  # the first of an encoder that listens already: for the pieces, which are new
+# Of an encoder that listens already: its pieces are new, and what it knows should stay.
+LISTENING_EVEN_SHARE, LISTENING_PEAK_RATE = 0.02, 5e-4
 LAG_S = 0.24  # from where a piece is said to where it should be written, at first
 FEATURES_MEAN, FEATURES_STD = -11.0, 4.0  # of what is said: logarithms of mel energies, which nothing normalises
 LOG_EVERY_S = 15
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         check_out(args.out)
         cfg = load_config(args.config, args.overrides)
+        leave_out_text(cfg)
         pieces = Pieces(spoken(text) for text in user_texts(cfg, args.learn_from))
         trainer = EncoderTrainer(cfg, pieces, args.start)
         trainer.train(args.minutes * 60, args.batch_s)
@@ -118,18 +120,28 @@ def user_texts(cfg: AppConfig, count: int) -> Iterator[str]:
 
 
 def leave_out_text(cfg: AppConfig) -> None:
-    """Take what begins with a dialogue of text alone off `data.train_ds.input_cfg`: batches would differ in size."""
+    """Take entries of text alone off `data.train_ds.input_cfg`: batches without their dialogues would differ in size.
+
+    Raises:
+        ValueError: nothing is left.
+    """
     from s2s_data.blend import parse_blend
     from s2s_data.dataset import is_text_only
+    from s2s_data.loader import blend_of
 
     train = cfg.data.train_ds
     if isinstance(train.input_cfg, list):
         blends = [parse_blend("data.train_ds", input_cfg=[entry]) for entry in train.input_cfg]
-        train.input_cfg = [
+        spoken_entries = [
             entry
             for entry, blend in zip(train.input_cfg, blends, strict=True)
-            if not any(map(is_text_only, blend.metadata(1)))
+            if not all(map(is_text_only, blend.metadata(1)))
         ]
+        train.input_cfg = spoken_entries or train.input_cfg
+    if all(map(is_text_only, blend_of(train, "data.train_ds").metadata(1))):
+        raise ValueError(
+            "data.train_ds is text alone (text_only): an encoder learns from what is said, add some of that"
+        )
 
 
 def spoken(text: str) -> str:
@@ -307,10 +319,9 @@ class EncoderTrainer:
             centre_features(encoder)
         speed_up(encoder)
         self._recognise = TrainingGraphs(self._encode, self.model)
-        self._peak_rate = PEAK_RATE / 2 if self._has_heard else PEAK_RATE
+        self._peak_rate = LISTENING_PEAK_RATE if self._has_heard else PEAK_RATE
         self._sample_rate = cfg.data.source_sample_rate
         self._frame_s = encoder.subsampling_factor * perception["preprocessor"]["window_stride"]
-        leave_out_text(cfg)
         cfg.data.train_ds.load_target_audio = cfg.data.validation_ds.load_target_audio = False
         self._batches = train_dataloader(cfg.data, WordTokenizer())
         self._held_out = validation_dataloaders(cfg.data, WordTokenizer())

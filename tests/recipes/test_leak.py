@@ -80,7 +80,7 @@ def spoken(tmp_path_factory):
 
 def test_numbers_are_found_where_they_are_said(spoken):
     cuts = [*CutSet.from_shar(in_dir=str(spoken / "train"))]
-    found = [(cut, number) for cut in cuts for number in leak.numbers(cut, 22050)]
+    found = [(cut, number) for cut in cuts for number in leak.numbers(cut, ["agent"], 22050)]
     assert found
     for cut, number in found:
         turn = sorted((turn for turn in cut.supervisions if turn.speaker == "agent"), key=lambda turn: turn.start)[
@@ -92,20 +92,53 @@ def test_numbers_are_found_where_they_are_said(spoken):
         assert not audio_S[number.end : number.end + 100].any(), "the turn ends with it"
 
 
-def test_a_model_of_the_recipe_is_judged(spoken, in_talk, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def exported(in_talk, tmp_path):
     from s2s_train.config import load_config
 
-    # The tiny tokenizer has no digits.
-    monkeypatch.setattr(leak, "first_digit", lambda tokenizer, before, digits: (1, 4 + int(digits[0])))
-    overrides = [f"model.pretrained_llm={in_talk / 'llm'}", *TOKENS]
-    cfg = load_config(RECIPES / "talk_carried.yaml", overrides)
+    cfg = load_config(RECIPES / "talk_carried.yaml", [f"model.pretrained_llm={in_talk / 'llm'}", *TOKENS])
     cfg.model.pretrained_lora = None
     DuplexS2SModel(cfg.model).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def arguments(exported, in_talk, spoken, *more):
     data = f"data.validation_ds.datasets={{heldout: {{shar_path: {spoken / 'train'}}}}}"
-    assert leak.main([CONFIG, str(tmp_path / "model"), *overrides, data]) == 0
+    return [CONFIG, str(exported), f"model.pretrained_llm={in_talk / 'llm'}", *TOKENS, data, *more]
+
+
+def test_a_model_that_writes_what_is_right_is_found_right(exported, in_talk, spoken, capsys, monkeypatch):
+    """The model says in each frame the frame's own label; which codes it reads changes nothing."""
+    from s2s_model import llm, network
+
+    labels = []
+    prepare, text_logits = network.DuplexNetwork.prepare_inputs, llm.text_logits
+
+    def prepared(self, batch):
+        inputs = prepare(self, batch)
+        labels.append(inputs.text_labels_BT)
+        return inputs
+
+    def logits(model, hidden, *head):
+        return text_logits(model, hidden, *head) if hidden.ndim else torch.nn.functional.one_hot(hidden.long(), 500)
+
+    # The tiny tokenizer has no digits: a token of the turn stands for the number's first.
+    def token(tokenizer, before, digits):
+        ids = tokenizer.text_to_ids(f"{before} {digits}.")
+        return 1, ids[1]
+
+    monkeypatch.setattr(network.DuplexNetwork, "prepare_inputs", prepared)
+    monkeypatch.setattr(network.DuplexNetwork, "hidden_states", lambda self, inputs: labels[-1])
+    monkeypatch.setattr(llm, "text_logits", logits)
+    monkeypatch.setattr(leak, "first_digit", token)
+    assert leak.main(arguments(exported, in_talk, spoken)) == 0
     counts = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert counts["numbers"] >= max(counts.values())
-    assert leak.main([CONFIG, str(tmp_path / "model"), *overrides, data, "--set", "nothing"]) == 2
+    assert counts["numbers"] > 0
+    assert counts["right"] == counts["swapped_right"] == counts["numbers"]
+
+
+def test_what_cannot_be_judged_is_told(exported, in_talk, spoken, capsys):
+    assert leak.main(arguments(exported, in_talk, spoken, "--set", "nothing")) == 2
     assert "has no 'nothing', only heldout, heldout_voice, heldout_wording: choose one" in capsys.readouterr().err
-    assert leak.main([CONFIG, str(tmp_path / "model"), *overrides, data, "--dialogues", "0"]) == 2
+    assert leak.main(arguments(exported, in_talk, spoken, "--dialogues", "0")) == 2
     assert "no answer of heldout's 0 dialogues ends with a number" in capsys.readouterr().err

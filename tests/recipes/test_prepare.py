@@ -88,6 +88,10 @@ def test_the_encoder_is_trained_on_the_folder_s_corpus(folder, talk, monkeypatch
 
 def test_a_part_that_cannot_be_made_is_named(folder, capfd):
     shutil.move(folder / "llm", folder / "corpus")  # a corpus is there, an LLM isn't
+    assert prepare.main([str(folder), *SHORT]) == 2
+    told = capfd.readouterr().err
+    assert "talk/text: no such folder beside corpus/, which an earlier version made: move corpus/, noise/ and" in told
+    (folder / "text").mkdir()
     assert prepare.main([str(folder), *SHORT, "--llm-wheel", "none.whl"]) == 2
     told = capfd.readouterr().err
     assert "no file none.whl" in told

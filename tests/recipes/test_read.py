@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.talk import read
-from recipes.talk.read import Dialogues, Reader, is_right
+from recipes.talk.read import Dialogues, Reader, Remembering, is_right
 from s2s_data.talk import FRAMES, SKILLS, TalkConfig, ask, dialogue, split_cases
 from s2s_model.network import DuplexNetwork
 from s2s_train.config import load_config
@@ -23,10 +23,6 @@ CONFIG = RECIPES / "talk_carried.yaml"
 
 def config(talk, *overrides):
     return load_config(CONFIG, [f"model.pretrained_llm={talk / 'llm'}", *TOKENS, *overrides])
-
-
-def talks(count):
-    return [dialogue("read", i, TRAINING, ["any"], seed=0, pause_share=0.0, barge_in_share=0.5) for i in range(count)]
 
 
 def test_channels_say_the_whole_dialogue_and_workers_share_them():
@@ -43,6 +39,32 @@ def test_channels_say_the_whole_dialogue_and_workers_share_them():
         text = " ".join(exchange.question for exchange in talk.exchanges)
         said = tokens_T[tokens_T > WordTokenizer.eos_id]
         assert said.tolist() == WordTokenizer().text_to_ids(text)
+
+
+@pytest.mark.parametrize("lead", [0, 4])
+def test_the_agent_s_text_goes_ahead_as_in_a_run(in_talk, lead):
+    from s2s_data.talk.corpus import text_turns_of
+
+    reader = Reader(config(in_talk, f"data.lead_target_text_by={lead}"), processes=0)
+    dialogues = reader._dialogues("read", TRAINING, 2)
+    dialogues.tokenizer = Remembering(WordTokenizer())
+    agent_T, _, talk = dialogues.channels(0)
+    turns = text_turns_of(talk, CORPUS, lambda span: len(WordTokenizer().text_to_ids(f" {span}")))
+    (first, *_) = [turn for turn in turns if turn.role == "agent"]
+    begin = [first.start + start for _, start, _ in first.times]
+    said = [frame for frame in range(first.start, first.end) if agent_T[frame] > WordTokenizer.eos_id]
+    spans = [len(span.split()) for span in first.spans]
+    written = [said[sum(spans[:i])] for i in range(len(spans))]
+    assert written[0] == begin[0]
+    if lead:
+        assert all(frame < at for frame, at in zip(written[1:], begin[1:], strict=True))
+    else:
+        assert written == begin
+
+
+def test_what_a_run_would_refuse_is_not_read(in_talk):
+    with pytest.raises(ValueError, match=r"lead_target_text_by has no effect without data\.spread_target_text"):
+        Reader(config(in_talk, "data.spread_target_text=false"), processes=0)
 
 
 def test_nothing_held_out_is_read_whatever_the_run_s_seed(in_talk, monkeypatch):

@@ -247,7 +247,7 @@ def test_a_batch_knows_whose_text_is_alone() -> None:
         DuplexDataset(TOKENIZER)[[alone]]
 
 
-def test_a_lead_is_the_agents_alone_and_needs_spread_text() -> None:
+def test_a_lead_is_the_agents_alone_and_needs_spread_text(caplog: pytest.LogCaptureFixture) -> None:
     keys: dict[str, Any] = {"spread_source_text": True, "spread_target_text": True}
     cut = dialogue("cut")
     for turn in cut.supervisions:
@@ -257,6 +257,12 @@ def test_a_lead_is_the_agents_alone_and_needs_spread_text() -> None:
     assert torch.equal(plain["source_tokens"], led["source_tokens"])
     said = [(batch["target_tokens"][0] > TOKENIZER.eos_id).nonzero()[:, 0].tolist() for batch in (plain, led)]
     assert said[1] == [frame - 2 for frame in said[0]]
+    assert "no times of words" not in caplog.text
+    dataset_of(config(**keys, lead_target_text_by=2), TOKENIZER)[[dialogue("plain")]]
+    assert (
+        "lead_target_text_by doesn't move the text of 1 turns in 1 dialogues so far, the last is cut plain"
+        in caplog.text
+    )
     with pytest.raises(DataError, match=r"data\.lead_target_text_by is -1: give 0 or more"):
         dataset_of(config(**keys, lead_target_text_by=-1), TOKENIZER)
     with pytest.raises(DataError, match=r"lead_target_text_by has no effect without data\.spread_target_text"):

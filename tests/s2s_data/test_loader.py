@@ -423,3 +423,11 @@ def test_a_shard_more_is_said_on_resume_and_another_folder_is_not(
         shutil.copy(file, copy / file.name.replace("000000", "000004"))
     after(state, 1, {"shar_path": str(copy)})
     assert "the data or the config" in caplog.text
+
+
+def test_a_validation_of_text_alone_is_refused_before_it_begins(tmp_path: Path) -> None:
+    cuts = dialogues("cut", 3)
+    cuts[2].custom["text_only"] = True
+    sets = {"heldout": {"shar_path": write_shar(tmp_path / "heldout", cuts)}}
+    with pytest.raises(DataError, match=r"datasets\.heldout: cut cut002 is text alone \(text_only\), .*: take it out"):
+        validation_dataloaders(config(sets=sets), TOKENIZER)

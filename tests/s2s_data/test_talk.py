@@ -181,13 +181,25 @@ def test_turns_lie_as_planned():
     question, answer, next_question = turns[:3]
     assert question.start == talk.gaps[0]
     assert answer.start == question.end + SMALL.answer_gap_frames
-    assert answer.end - talk.barge_ins[0] <= next_question.start < answer.end - 2
+    assert next_question.start == max(answer.end - talk.barge_ins[0], answer.start + 2)
     assert answer.value is None
     phrases = talk.exchanges[0].phrases
-    assert answer.text == " ".join(phrases[: len(phrases) // 2])
+    assert answer.text == " ".join(phrases[: max(2, len(phrases) // 2)])
     assert turns[-1].text == talk.exchanges[-1].answer
     assert turns[-1].value == talk.exchanges[-1].value
     assert num_frames == turns[-1].end + SMALL.tail_frames
+
+
+def test_who_cuts_in_is_heard_before_the_next_phrase_would_be_written():
+    talks = [talk for talk in some(TRAINING, 40, barge_in_share=1.0) if talk.barge_ins]
+    overlaps = []
+    for talk in talks:
+        turns, _ = lay_out(talk, SMALL, SMALL.user_voices[0])
+        for i in talk.barge_ins:
+            overlaps.append(turns[2 * i + 1].end - turns[2 * i + 2].start)
+            assert turns[2 * i + 1].text != talk.exchanges[i].answer
+    assert min(overlaps) >= 7
+    assert max(overlaps) > 10
 
 
 def test_an_answer_in_phrases():

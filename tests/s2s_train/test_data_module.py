@@ -1,10 +1,13 @@
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from s2s_data.config import DataConfig
 from s2s_data.position import StreamPosition
-from s2s_train.data_module import ResumableLoader
+from s2s_train.data_module import DuplexDataModule, ResumableLoader
 
 
 class Numbers:
@@ -61,3 +64,21 @@ def test_state_counts_batches_trained_on_not_those_fetched(fetched_ahead):
     resumed = loader()
     resumed.load_state_dict(data.state_dict())
     assert take(iter(resumed), 2, resumed) == [5, 6]
+
+
+@pytest.mark.parametrize("predict_user_text", [False, True])
+def test_text_alone_needs_a_model_that_reads_what_the_user_says(predict_user_text):
+    model = SimpleNamespace(cfg=SimpleNamespace(predict_user_text=predict_user_text))
+    module = DuplexDataModule(DataConfig())
+    module.trainer = SimpleNamespace(training=True, lightning_module=model)
+    module._train = SimpleNamespace(mark_delivered=lambda: None)
+    batch = {"cut_ids": ["a", "b"], "text_only": torch.tensor([False, False])}
+    assert module.on_before_batch_transfer(batch, 0) is batch
+    batch["text_only"] = torch.tensor([False, True])
+    if predict_user_text:
+        assert module.on_before_batch_transfer(batch, 0) is batch
+    else:
+        with pytest.raises(
+            ValueError, match=r"cut b is text alone \(text_only\), and without model\.predict_user_text"
+        ):
+            module.on_before_batch_transfer(batch, 0)

@@ -138,6 +138,7 @@ class DuplexDataModule(LightningDataModule):
         assert self.trainer is not None
         if self.trainer.training and self._train is not None:
             self._train.mark_delivered()
+            _check_text_alone(batch, self.trainer.lightning_module)
         return batch
 
     def teardown(self, stage: str) -> None:
@@ -156,3 +157,15 @@ class DuplexDataModule(LightningDataModule):
             "dp_rank": place.rank,
             "dp_world_size": place.num_ranks,
         }
+
+
+def _check_text_alone(batch: Any, model: Any) -> None:
+    """Raise ValueError for a dialogue of text alone if the model doesn't read what the user says."""
+    text_only_B = batch.get("text_only")
+    if text_only_B is None or model.cfg.predict_user_text or not text_only_B.any():
+        return
+    cut = batch["cut_ids"][int(text_only_B.nonzero()[0])]
+    raise ValueError(
+        f"cut {cut} is text alone (text_only), and without model.predict_user_text nothing tells the model what the "
+        "user says: set it to true, or take such data out of data.train_ds"
+    )

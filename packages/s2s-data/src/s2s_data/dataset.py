@@ -20,7 +20,7 @@ from s2s_data.errors import DataError, UnreadableCutError
 from s2s_data.roles import AGENT, USER, Roles, clean_text
 from s2s_data.shar import RECORDING, TARGET_AUDIO, TARGET_CODES
 from s2s_data.stored_codes import check_fingerprint, load_codes, pad_codes
-from s2s_data.text_channel import MISTIMED, TOO_LONG, FrameGrid, TextChannel, TextFitLog, build_text_channel
+from s2s_data.text_channel import MISTIMED, TOO_LONG, UNTIMED, FrameGrid, TextChannel, TextFitLog, build_text_channel
 from s2s_data.tokenizer import TextTokenizer, check_special_ids
 
 TEXT_ONLY = "text_only"  # the custom field of a cut of which the text alone is learned
@@ -106,6 +106,7 @@ class DuplexDataset(Dataset[DuplexBatch]):
         self.codec_fingerprint = codec_fingerprint
         self._too_long = TextFitLog(TOO_LONG)
         self._mistimed = TextFitLog(MISTIMED)
+        self._untimed = TextFitLog(UNTIMED)
 
     def __getitem__(self, cuts: Iterable[Cut]) -> DuplexBatch:
         """Load ``cuts`` into one batch.
@@ -173,6 +174,8 @@ class DuplexDataset(Dataset[DuplexBatch]):
         for dialogue, agent, user in zip(dialogues, target, source, strict=True):
             self._too_long.add(dialogue.cut_id, agent.num_dropped_tokens)
             self._mistimed.add(dialogue.cut_id, agent.num_mistimed_turns + user.num_mistimed_turns)
+            if self.lead_target_text_by:
+                self._untimed.add(dialogue.cut_id, sum(not turn.words for turn in _turns(dialogue, AGENT) if turn.text))
         rows = rows or Rows(None, None)
         source_audio_BS, source_audio_lens_B = pad_rows([dialogue.source_S for dialogue in dialogues], rows.source_BS)
         target_tokens_BT, target_token_lens_B = self._pad_tokens(target)

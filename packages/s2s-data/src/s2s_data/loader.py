@@ -27,7 +27,7 @@ from s2s_data.augment.chain import build_augmentations
 from s2s_data.batch import DuplexBatch
 from s2s_data.blend import Blend, parse_blend
 from s2s_data.config import DataConfig, SourceConfig, TrainDataConfig, as_data_config, validation_sets
-from s2s_data.dataset import DuplexDataset
+from s2s_data.dataset import TEXT_ONLY, DuplexDataset, is_text_only
 from s2s_data.dialogue import IntArray
 from s2s_data.errors import DataError, UnreadableCutError
 from s2s_data.loading import BatchLoader, UnreadableCuts
@@ -152,6 +152,12 @@ def validation_dataloaders(
     for name, set_cfg in validation_sets(getattr(cfg, section), section).items():
         where = f"data.{section}.datasets.{name}"
         blend, dataset = _open(cfg, set_cfg, where, tokenizer, codec_fingerprint)
+        for cut in blend.metadata(MAX_CUTS_SEARCHED):
+            if is_text_only(cut):
+                raise DataError(
+                    f"{where}: cut {cut.id} is text alone ({TEXT_ONLY}), and a validation listens and answers: take it "
+                    "out"
+                )
         unreadable = UnreadableCuts(set_cfg.max_unreadable_share, where)
         loader = BatchLoader(dataset, unreadable, num_workers=set_cfg.num_workers)
         stream = ValidationStream(blend, set_cfg, loader, dp_rank=dp_rank, dp_world_size=dp_world_size)

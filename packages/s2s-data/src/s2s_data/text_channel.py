@@ -133,6 +133,11 @@ MISTIMED = (
     "cut %s: align its text anew, or take the alignment 'word' off its supervisions"
 )
 
+UNTIMED = (
+    "no times of words: data.lead_target_text_by doesn't move the text of %d turns in %d dialogues so far, the last is "
+    "cut %s: align it (the alignment 'word' of its supervisions), or leave the key out"
+)
+
 
 class TextFitLog:
     """Counts the dialogues in which something doesn't fit, and says so in one line at 1, 10, 100, … of them."""

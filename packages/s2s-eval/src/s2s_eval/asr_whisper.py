@@ -110,9 +110,9 @@ class FasterWhisper:
             self._whisper.encode(self._features(np.zeros(SAMPLE_RATE_HZ, dtype=np.float32), SHORT_WINDOW_S)[None])
         except RuntimeError as error:
             raise ValueError(
-                f"scoring_asr: faster-whisper can't compute on this machine's GPU: {one_line(error)}. Install what is "
-                "missing (pip install nvidia-cublas-cu12), or run it on the CPU: scoring.asr_device=cpu, and with "
-                "s2s-eval score --device cpu"
+                f"scoring_asr: faster-whisper can't compute on this machine's GPU: {one_line(error)}. Run it on the "
+                "CPU (scoring.asr_device=cpu, or s2s-eval score --device cpu); a missing libcublas comes with "
+                "pip install nvidia-cublas-cu12"
             ) from error
 
     @property

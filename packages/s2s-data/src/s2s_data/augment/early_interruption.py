@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from s2s_data.augment.base import Augmentation
 from s2s_data.augment.checks import check_within
 from s2s_data.augment.config import EarlyInterruptionConfig
 from s2s_data.augment.frames import Splice, first_frame_after, last_frame_before, splice
-from s2s_data.batch import Turn
+from s2s_data.batch import TimedWords, Turn
 from s2s_data.dialogue import Dialogue
 from s2s_data.roles import AGENT, USER
 
@@ -114,8 +115,20 @@ def _is_free(dialogue: Dialogue, index: int, user: Turn, resume: int) -> bool:
 
 
 def _cut_short(turn: Turn, end_s: float) -> Turn:
-    """Return the turn up to ``end_s``, in seconds, without its words' times; what it should contain may be lost."""
+    """Return the turn up to ``end_s``, in seconds; what it should contain may be lost."""
     words = _WORD.findall(turn.text)
     spoken_s = end_s - turn.start_s
     num_kept = math.floor(len(words) * spoken_s / turn.duration_s + 1e-6)
-    return turn._replace(duration_s=spoken_s, text="".join(words[:num_kept]).rstrip(), value=None, words=())
+    text = "".join(words[:num_kept]).rstrip()
+    return turn._replace(duration_s=spoken_s, text=text, value=None, words=_first(turn.words, len(text.split())))
+
+
+def _first(spans: Sequence[TimedWords], num_words: int) -> tuple[TimedWords, ...]:
+    """Return the first words with their times."""
+    kept: list[TimedWords] = []
+    for span in spans:
+        words = span.text.split()[: max(num_words, 0)]
+        num_words -= len(words)
+        if words:
+            kept.append(span._replace(text=" ".join(words)))
+    return tuple(kept)

@@ -22,7 +22,6 @@ from s2s_data.demo.corpus import (
     Turn,
     agent_speech,
     cut_of,
-    cut_off_by,
     samples_per_frame,
     whole_frames,
 )
@@ -35,6 +34,7 @@ from s2s_data.talk.text import TextTurn, most_tokens, text_cut, text_turns
 from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
 from s2s_data.whole_shard import whole_shard
 
+FIRST_HEARD = 2  # frames of an answer before the user cuts in, at least
 FRAME_SAMPLES = round(FRAME_S * ENGINE_RATE_HZ)
 DIALOGUE_S = 17.1  # what a training dialogue lasts on average: 400 took 1.90 hours
 TEXT = "text"  # the training dialogues of text alone, and their folder
@@ -49,7 +49,7 @@ class TalkConfig:
 
     hours: float = 30.0  # of training dialogues
     texts_per_dialogue: float = 4.0  # training dialogues of text alone for each that is spoken
-    num_heldout: int = 64  # dialogues of each held-out set
+    num_heldout: int = 96  # dialogues of each held-out set
     dialogues_per_shard: int = 64
     agent_rate_hz: int = 22050
     answer_gap_frames: int = 6  # enough for a model to have written the question's last word
@@ -218,10 +218,8 @@ def _cuts(config: TalkConfig, name: str, first: int, folder: Path) -> Iterator[M
 
 
 def text_talk(name: str, index: int, held: Held, config: TalkConfig) -> Talk:
-    """What dialogue `index` of a set says where it is text alone: nobody stops within a question."""
-    return dialogue(
-        name, index, held, ["nobody"], seed=config.seed, pause_share=0.0, barge_in_share=config.barge_in_share
-    )  # fmt: skip
+    """What dialogue `index` of a set says where it is text alone: nobody stops within a question, or cuts in."""
+    return dialogue(name, index, held, ["nobody"], seed=config.seed, pause_share=0.0, barge_in_share=0.0)
 
 
 def text_turns_of(talk: Talk, config: TalkConfig, num_tokens: Callable[[str], int]) -> list[TextTurn]:
@@ -251,7 +249,7 @@ def lay_out(talk: Talk, config: TalkConfig, voice: Voice) -> tuple[list[Turn], i
         answer = _answer(heard, question.end + config.answer_gap_frames, config, None if cut_off else exchange.value)
         turns += [question, answer]
         # The user starts while the agent is speaking; the agent finishes the phrase in progress.
-        clock = cut_off_by(talk.barge_ins[i], answer) if cut_off else answer.end
+        clock = max(answer.end - talk.barge_ins[i], answer.start + FIRST_HEARD) if cut_off else answer.end
     return turns, max(turn.end for turn in turns) + config.tail_frames
 
 

@@ -47,8 +47,8 @@ class Exchange:
 
     @property
     def heard_if_cut_off(self) -> tuple[str, ...]:
-        """The phrases that the agent still says when the user cuts it off."""
-        return self.phrases[: max(1, len(self.phrases) // 2)]
+        """The phrases that the agent still says when the user cuts it off, two at least."""
+        return self.phrases[: max(2, len(self.phrases) // 2)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Talk:
 
     Attributes:
         pauses: by exchange.
-        barge_ins: exchanges whose answer the user cuts off, and how long both speak then, at most.
+        barge_ins: exchanges whose answer the user cuts off, and for how long both speak, at most.
         gaps: silence before each question.
     """
 
@@ -141,7 +141,7 @@ def _follow_up(before: Exchange, held: Held, rng: random.Random) -> Exchange | N
         if not allowed:
             return None
         more = rng.choice(allowed)
-        answer: tuple[str, ...] = (before.value, "plus", str(more), "is", f"{total + more}.")
+        answer: tuple[str, ...] = ("All right.", before.value, "plus", str(more), "is", f"{total + more}.")
         return Exchange("plus again", "and", f"And plus {more}?", answer, str(total + more))
     if before.kind in ("days later", "days earlier") and before.value is not None:
         if not any(case["a"] == before.value and case["n"] == "1" for case in held.cases["days later"]):
@@ -206,8 +206,8 @@ def dialogue(
     """Dialogue `index` of a split: it depends on nothing but the arguments."""
     rng = random.Random(f"{seed}-{name}-{index}")
     exchanges = _exchanges(held, rng)
-    # A question has to follow, and what is told first has to be heard to its end.
-    may_be_cut = [i for i in range(len(exchanges) - 1) if exchanges[i].wording != "told"]
+    # A question has to follow, what is told first has to be heard to its end, and there has to be something to cut off.
+    may_be_cut = [i for i, each in enumerate(exchanges[:-1]) if each.wording != "told" and len(each.phrases) > 2]
     barge_ins = {i: rng.randint(*OVERLAP_FRAMES) for i in may_be_cut if rng.random() < barge_in_share}
     gaps = tuple(rng.choice([5, 8, 12, 25] if i == 0 else [4, 6, 9, 15, 30]) for i in range(len(exchanges)))
     pauses = _pauses(exchanges, pause_share, rng)

@@ -57,7 +57,7 @@ def text_turns(talk: Talk, rng: random.Random, num_tokens: Callable[[str], int],
     """Lay out a dialogue at a random pace, each span of words in no fewer frames than it has tokens.
 
     Args:
-        talk: what is said.
+        talk: what is said; nobody cuts in.
         rng: for pace and gaps.
         num_tokens: of a span.
         answer_gap: in frames, as `TalkConfig` has it.
@@ -74,19 +74,17 @@ def text_turns(talk: Talk, rng: random.Random, num_tokens: Callable[[str], int],
             ends.append(at)
         return TextTurn(role, start, tuple(spans), tuple(ends))
 
-    for i, exchange in enumerate(talk.exchanges):
-        cut_off = i in talk.barge_ins
-        clock += 0 if i - 1 in talk.barge_ins else rng.randint(*GAP_FRAMES)
+    for exchange in talk.exchanges:
+        clock += rng.randint(*GAP_FRAMES)
         question = turn("user", clock, exchange.question.split(), LAST_WORD_FRAMES)
-        phrases = exchange.heard_if_cut_off if cut_off else exchange.phrases
-        answer = turn("agent", question.end + answer_gap, phrases, 1)
+        answer = turn("agent", question.end + answer_gap, exchange.phrases, 1)
         turns += [question, answer]
-        clock = answer.end - (min(talk.barge_ins[i], answer.ends[-1] // 2) if cut_off else 0)
+        clock = answer.end
     return turns
 
 
 def most_tokens(span: str) -> int:
-    """How many tokens words may have, whatever the tokenizer: one for each digit, else for two letters; one beside."""
+    """How many tokens words may have, or a few more: one for each digit, else for two letters, and one beside."""
     return sum(1 + (len(word) if word[0].isdigit() else -(-len(word) // 2)) for word in span.split())
 
 

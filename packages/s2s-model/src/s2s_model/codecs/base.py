@@ -53,6 +53,7 @@ class AudioCodec(ABC):
         self.codebook_size = codebook_size
         self.fingerprint = fingerprint
         self._silence_K: Tensor | None = None
+        self._contexts: dict[int, Any] = {}  # what `decode_context` measured, by its `max_frames`
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AudioCodec":
         """A copy of a model shares its codec, which never changes."""

@@ -3,7 +3,6 @@
 Shapes: `B` batch, `S` samples, `T` frames, `K` codebooks.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -23,7 +22,6 @@ class DecodeContext(NamedTuple):
     exact: bool  # False: the decoder remembers further than that (an LSTM, attention)
 
 
-@lru_cache(maxsize=4)
 def decode_context(codec: AudioCodec, max_frames: int = 64) -> DecodeContext:
     """Measure how many frames to the left and right of a window have to be decoded with it.
 
@@ -39,6 +37,13 @@ def decode_context(codec: AudioCodec, max_frames: int = 64) -> DecodeContext:
     """
     if max_frames < 1:
         raise ValueError(f"max_frames is {max_frames}: probe at least 1 frame")
+    if max_frames not in codec._contexts:  # once: a graph that was captured reads the weights where they lie
+        codec._contexts[max_frames] = _measure(codec, max_frames)
+    context: DecodeContext = codec._contexts[max_frames]
+    return context
+
+
+def _measure(codec: AudioCodec, max_frames: int) -> DecodeContext:
     middle, T = max_frames, 2 * max_frames + 1
     one_BTK, other_BTK = _random_codes(codec, T)
     is_past_T = (torch.arange(T) <= middle)[:, None]

@@ -25,8 +25,8 @@ class CodecStream:
     @torch.inference_mode(False)  # what is kept must be of use within and without
     def __init__(self, codec: AudioCodec, batch_size: int, device: torch.device) -> None:
         self._codec = codec
-        codec._move_to(device)
         self._left, self.lookahead_frames, self.is_exact = decode_context(codec)
+        codec._move_to(device)
         self._size = codec.samples_per_frame
         self._width = self._left + 1 + self.lookahead_frames  # W, what a frame is decoded with
         self._codes_BWK = torch.zeros(batch_size, self._width, codec.num_codebooks, dtype=torch.long, device=device)
