@@ -11,6 +11,10 @@ from s2s_data.check import check_shar
 from s2s_data.dataset import DuplexDataset
 from s2s_data.errors import DataError
 from s2s_data.roles import Roles
+from s2s_data.show.terminal import as_text as show_text
+from s2s_data.show.view import find_cut, view_cut
+from s2s_data.stats import corpus_stats
+from s2s_data.stats.report import as_text
 from s2s_data.talk import TalkConfig, build_talk_corpus, split_cases
 from s2s_data.talk.corpus import text_talk, text_turns_of
 from s2s_data.talk.text import LAST_WORD_FRAMES, most_tokens, text_cut, text_turns
@@ -18,6 +22,7 @@ from s2s_data.talk.voices import USER_VOICES
 from tests.s2s_data.builders import WordTokenizer
 
 TRAINING, _, _ = split_cases(seed=0)
+ROLES = Roles.of(["user"], ["agent"])
 CORPUS = TalkConfig()
 
 
@@ -87,8 +92,17 @@ def test_a_corpus_has_them_beside_what_is_spoken(tmp_path):
     config = TalkConfig(hours=0.01, num_heldout=1, texts_per_dialogue=3, **voices)
     hours = build_talk_corpus(tmp_path / "talk", config)
     assert list(hours)[-1] == "text"
-    num_cuts, problems = check_shar(str(tmp_path / "talk/text"), Roles.of(["user"], ["agent"]))
+    num_cuts, problems = check_shar(str(tmp_path / "talk/text"), ROLES)
     assert (num_cuts, problems) == (6, [])
+    with pytest.raises(DataError, match="all of its 6 dialogues are text alone"):
+        corpus_stats(str(tmp_path / "talk/text"), ROLES)
+    both = [str(tmp_path / "talk" / name) for name in ("text", "corpus/train")]
+    stats = corpus_stats(both, ROLES)
+    assert (stats.num_dialogues, stats.num_text_only) == (2, 6)
+    assert "beside them, text alone" in as_text(stats)
+    shown = show_text(view_cut(find_cut(both[0]), ROLES)).splitlines()[0]
+    assert shown.startswith("cut text-000000: ")
+    assert shown.endswith(" frames, text alone")
     cuts = list(CutSet.from_shar(in_dir=str(tmp_path / "talk/text")))
     assert all(cut.custom["text_only"] is True for cut in cuts)
     assert len({cut.supervisions[0].text for cut in cuts}) > 1

@@ -20,7 +20,8 @@ def as_text(view: CutView, width: int = 100) -> str:
     rows = [_levels(view.user, view), _symbols(view.user), _symbols(view.agent), _levels(view.agent, view)]
     names = ("user", "", "", "agent")
     step = max(1, width - _NAME_WIDTH)
-    lines = [f"cut {view.cut_id}: {view.duration_s:.2f} s, {grid.num_frames} frames", LEGEND]
+    kind = ", text alone" if view.text_only else ""
+    lines = [f"cut {view.cut_id}: {view.duration_s:.2f} s, {grid.num_frames} frames{kind}", LEGEND]
     for first in range(0, grid.num_frames, step):
         lines += ["", f"{'':{_NAME_WIDTH}}|{first * grid.frame_length_s:.2f} s"]
         lines += [

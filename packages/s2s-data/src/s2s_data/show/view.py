@@ -12,6 +12,7 @@ from lhotse.cut import Cut
 
 from s2s_data.audio import load_audio
 from s2s_data.batch import Turn
+from s2s_data.dataset import is_text_only
 from s2s_data.errors import DataError
 from s2s_data.inputs import find_parts
 from s2s_data.roles import AGENT, USER, Roles
@@ -42,6 +43,7 @@ class CutView:
     grid: FrameGrid
     user: ChannelView
     agent: ChannelView
+    text_only: bool = False  # its sound says nothing
 
 
 def find_cut(data: str, *, cut_id: str | None = None, index: int = 0) -> Cut:
@@ -75,7 +77,8 @@ def view_cut(cut: Cut, roles: Roles, frame_length_s: float = 0.08) -> CutView:
     turns = roles.turns(cut)
     grid = FrameGrid.of(cut.duration, frame_length_s, cut.sampling_rate)
     user = _view_channel(cut, RECORDING, USER, turns, grid)
-    return CutView(cut.id, cut.duration, grid, user, _view_channel(cut, TARGET_AUDIO, AGENT, turns, grid))
+    agent = _view_channel(cut, TARGET_AUDIO, AGENT, turns, grid)
+    return CutView(cut.id, cut.duration, grid, user, agent, is_text_only(cut))
 
 
 def _view_channel(cut: Cut, field: str, role: str, turns: Sequence[Turn], grid: FrameGrid) -> ChannelView:

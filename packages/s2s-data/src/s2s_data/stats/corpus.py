@@ -59,6 +59,7 @@ class CorpusStats:
     overlap_s: float
     silence_s: float
     bucket_duration_bins: list[float]
+    num_text_only: int = 0  # dialogues of text alone, in none of the figures above
 
 
 def corpus_stats(data: str | Sequence[str], roles: Roles, *, num_buckets: int = 30) -> CorpusStats:
@@ -89,6 +90,10 @@ def measure_data(
     parts = find_parts([data] if isinstance(data, str) else data)
     measured = measure(chain.from_iterable(part.metadata() for part in parts), roles, count_tokens)
     if not measured.durations_s:
+        if measured.num_text_only:
+            raise DataError(
+                f"{data}: all of its {measured.num_text_only} dialogues are text alone: nothing is said in it"
+            )
         raise DataError(f"{data}: there is no cut in it: look whether the export was finished")
     return measured
 
@@ -106,6 +111,7 @@ def summarise(measured: Measured, *, num_buckets: int = 30) -> CorpusStats:
         overlap_s=measured.overlap_s,
         silence_s=measured.silence_s,
         bucket_duration_bins=_bins(measured.durations_s, num_buckets),
+        num_text_only=measured.num_text_only,
     )
 
 

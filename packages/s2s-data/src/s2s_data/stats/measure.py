@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from lhotse.cut import Cut
 
 from s2s_data.batch import Turn
+from s2s_data.dataset import is_text_only
 from s2s_data.roles import AGENT, USER, Roles
 
 Span = tuple[float, float]  # start and end in seconds
@@ -31,12 +32,16 @@ class Measured:
     agent: Side = field(default_factory=Side)
     overlap_s: float = 0.0
     silence_s: float = 0.0
+    num_text_only: int = 0  # dialogues of text alone, which aren't measured
 
 
 def measure(cuts: Iterable[Cut], roles: Roles, count_tokens: Callable[[str], int]) -> Measured:
     """Measure dialogues; ``cuts`` needn't have their audio."""
     measured = Measured()
     for cut in cuts:
+        if is_text_only(cut):
+            measured.num_text_only += 1
+            continue
         turns = roles.turns(cut)
         user = [turn for turn in turns if turn.role == USER]
         agent = [turn for turn in turns if turn.role == AGENT]

@@ -17,6 +17,7 @@ def as_text(stats: CorpusStats) -> str:
         ("nobody speaks", f"{stats.silence_s:.1f} s", _share(stats.silence_s, total_s)),
         ("barge-ins by the user", _count(stats.user.interruption_s), ""),
         ("agent starts too early", _count(stats.agent.interruption_s), ""),
+        *([("beside them, text alone", str(stats.num_text_only), "")] if stats.num_text_only else []),
     ]
     spread = [
         ("dialogue", stats.duration_s),
