@@ -162,7 +162,7 @@ class DuplexDataModule(LightningDataModule):
 def _check_text_alone(batch: Any, model: Any) -> None:
     """Raise ValueError for a dialogue of text alone if the model doesn't read what the user says."""
     text_only_B = batch.get("text_only")
-    if text_only_B is None or model.cfg.predict_user_text or not text_only_B.any():
+    if text_only_B is None or not text_only_B.any() or model.cfg.predict_user_text:
         return
     cut = batch["cut_ids"][int(text_only_B.nonzero()[0])]
     raise ValueError(
