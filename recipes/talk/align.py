@@ -25,7 +25,7 @@ import torch
 from lhotse.serialization import load_jsonl
 from torch import Tensor
 
-from recipes.talk.train_encoder import spoken
+from recipes.talk.train_encoder import load_recogniser, spoken
 from s2s_data.audio import load_audio, pad_rows
 from s2s_data.roles import USER
 from s2s_data.shar import CUTS, RECORDING, Shard
@@ -108,12 +108,8 @@ class Listener:
     """A CTC model that hears dialogues."""
 
     def __init__(self, path: Path) -> None:
-        from nemo.collections.asr.models import EncDecCTCModel
-
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; recipe:encoder makes one, and recipes/talk has one")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = EncDecCTCModel.restore_from(str(path), map_location=self._device).eval()
+        self._model = load_recogniser(path, self._device).eval()
         self._labels = list(self._model.decoder.vocabulary)
         features = self._model.cfg.preprocessor
         self._rate_hz = int(features.sample_rate)

@@ -143,11 +143,12 @@ def llm_folder(args: argparse.Namespace) -> Path:
 def store_codes(folder: Path) -> None:
     """Store the codec's codes with each set of the corpus; those that are there already stay."""
     from s2s_data.codes import EncodeOptions, encode_shar
+    from s2s_data.talk.corpus import TEXT
     from s2s_model.codecs import load_codec
 
     codec = load_codec(str(folder / "codec.nemo"))
     options = EncodeOptions(device="cuda" if _has_gpu() else "cpu")
-    for shar in (*sorted((folder / "corpus").iterdir()), folder / "text"):
+    for shar in (*sorted((folder / "corpus").iterdir()), folder / TEXT):
         print("\n".join(encode_shar(str(shar), str(shar), codec, options).lines()))
 
 

@@ -234,9 +234,11 @@ def dialogue_batches(dialogues: Iterable[DuplexBatch], sample_rate: int) -> Iter
         sounding = [i for i, is_text in enumerate(_are_text_only(batch)) if not is_text]
         if not sounding:
             continue
-        missing = -batch["source_audio"].shape[1] % (SIZE_S * sample_rate)
-        audio_BS = torch.nn.functional.pad(batch["source_audio"][sounding], (0, missing))
-        yield Heard(audio_BS, batch["source_audio_lens"][sounding], [batch["source_texts"][i] for i in sounding], [])
+        audio_BS, lens_B, texts = batch["source_audio"], batch["source_audio_lens"], batch["source_texts"]
+        if len(sounding) < len(texts):
+            audio_BS, lens_B, texts = audio_BS[sounding], lens_B[sounding], [texts[i] for i in sounding]
+        missing = -audio_BS.shape[1] % (SIZE_S * sample_rate)
+        yield Heard(torch.nn.functional.pad(audio_BS, (0, missing)), lens_B, texts, [])
 
 
 def _are_text_only(batch: DuplexBatch) -> list[bool]:
@@ -264,6 +266,19 @@ def centre_features(encoder: Any) -> None:
         first.bias.copy_(-FEATURES_MEAN * first.weight.sum(dim=(1, 2, 3)))
 
 
+def load_recogniser(path: Path, device: torch.device | str = "cpu") -> Any:
+    """NeMo's CTC model in a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    from nemo.collections.asr.models import EncDecCTCModel
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; recipe:encoder makes one, and recipes/talk has one")
+    return EncDecCTCModel.restore_from(str(path), map_location=device)
+
+
 def load_encoder(encoder: torch.nn.Module, path: Path) -> None:
     """Begin with the encoder of a recogniser, in place.
 
@@ -271,11 +286,7 @@ def load_encoder(encoder: torch.nn.Module, path: Path) -> None:
         FileNotFoundError: there is no such file.
         ValueError: its sizes are others.
     """
-    from nemo.collections.asr.models import EncDecCTCModel
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; recipe:encoder makes one, and recipes/talk has one")
-    weights = EncDecCTCModel.restore_from(str(path), map_location="cpu").encoder.state_dict()
+    weights = load_recogniser(path).encoder.state_dict()
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
@@ -312,14 +323,14 @@ class EncoderTrainer:
         }
         self.model = EncDecCTCModel(OmegaConf.create(config)).to(self.device)
         encoder = self.model.encoder
-        self._has_heard = start is not None
+        self._even_share, self._peak_rate = EVEN_SHARE, PEAK_RATE
         if start is not None:
             load_encoder(encoder, start)
+            self._even_share, self._peak_rate = LISTENING_EVEN_SHARE, LISTENING_PEAK_RATE
         else:
             centre_features(encoder)
         speed_up(encoder)
         self._recognise = TrainingGraphs(self._encode, self.model)
-        self._peak_rate = LISTENING_PEAK_RATE if self._has_heard else PEAK_RATE
         self._sample_rate = cfg.data.source_sample_rate
         self._frame_s = encoder.subsampling_factor * perception["preprocessor"]["window_stride"]
         cfg.data.train_ds.load_target_audio = cfg.data.validation_ds.load_target_audio = False
@@ -347,7 +358,7 @@ class EncoderTrainer:
             warm = min(1.0, (step + 1) / WARM_UP_STEPS)
             for group in self._optimizer.param_groups:
                 group["lr"] = self._peak_rate * warm * max(LAST_SHARE, 0.5 + 0.5 * math.cos(math.pi * min(share, 1.0)))
-            evenly = share < (LISTENING_EVEN_SHARE if self._has_heard else EVEN_SHARE)
+            evenly = share < self._even_share
             losses.append(self.step(heard, evenly=evenly))
             audio_s += heard.lens_B.sum().item() / self._sample_rate
             if now - told > LOG_EVERY_S or not step:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
+from s2s_data.batch import first_text_only
 from s2s_data.config import DataConfig
 from s2s_data.loader import train_dataloader, validation_dataloaders
 from s2s_data.position import StreamPosition
@@ -161,10 +162,9 @@ class DuplexDataModule(LightningDataModule):
 
 def _check_text_alone(batch: Any, model: Any) -> None:
     """Raise ValueError for a dialogue of text alone if the model doesn't read what the user says."""
-    text_only_B = batch.get("text_only")
-    if text_only_B is None or not text_only_B.any() or model.cfg.predict_user_text:
+    cut = first_text_only(batch)
+    if cut is None or model.cfg.predict_user_text:
         return
-    cut = batch["cut_ids"][int(text_only_B.nonzero()[0])]
     raise ValueError(
         f"cut {cut} is text alone (text_only), and without model.predict_user_text nothing tells the model what the "
         "user says: set it to true, or take such data out of data.train_ds"

@@ -60,6 +60,14 @@ class DuplexBatch(TypedDict):
     num_dropped_tokens: Tensor  # [B] int64: agent text tokens for which the turn had no frame left
 
 
+def first_text_only(batch: DuplexBatch) -> str | None:
+    """Return the id of the first dialogue of text alone, None where none is. Waits for a batch on a device."""
+    text_only_B = batch.get("text_only")
+    if text_only_B is None or not text_only_B.any():
+        return None
+    return batch["cut_ids"][int(text_only_B.nonzero()[0])]
+
+
 def empty_batch(*, num_codebooks: int | None, has_target_audio: bool) -> DuplexBatch:
     """Return the batch of no dialogue: every tensor with B = 0, every list empty.
 

@@ -76,7 +76,7 @@ def graphed_losses(network: "DuplexNetwork", graphs: TrainingGraphs, batch: Dupl
         batch["target_token_lens"],
         pad(codes_BTK, (0, 0, 0, frames - codes_BTK.shape[1])),
         codes_B,
-        batch.get("text_only", torch.zeros_like(codes_B, dtype=torch.bool)),
+        batch["text_only"] if "text_only" in batch else torch.zeros_like(codes_B, dtype=torch.bool),
     ]
     if network.cfg.predict_user_text:
         tensors.append(_padded(batch["source_tokens"], frames, network.tokenizer.pad_id))

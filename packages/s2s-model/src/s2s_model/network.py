@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from s2s_data.batch import DuplexBatch
+from s2s_data.batch import DuplexBatch, first_text_only
 from s2s_model.channels import DuplexInputs, SpeechTokens, align_channels, delay_codes, hide_codes, make_inputs
 from s2s_model.codecs import check_codec_rate, load_codec
 from s2s_model.config import ModelConfig
@@ -372,11 +372,8 @@ class DuplexNetwork(nn.Module):
         Raises:
             ValueError: one of them is text alone: there is nothing to listen to.
         """
-        text_only = [cut for cut, is_text in zip(batch["cut_ids"], batch.get("text_only", ()), strict=False) if is_text]
-        if text_only:
-            raise ValueError(
-                f"cut {text_only[0]} is text alone (text_only), and a validation listens and answers: take it out"
-            )
+        if (cut := first_text_only(batch)) is not None:
+            raise ValueError(f"cut {cut} is text alone (text_only), and a validation listens and answers: take it out")
         inputs = self.prepare_inputs(batch)
         logits = self._logits(self.hidden_states(inputs)[inputs.valid_BT])
         statistics = frame_statistics(logits[0], logits[1], inputs, self.tokenizer.pad_id)

@@ -132,22 +132,33 @@ def _recording(audio_S: FloatArray, rate_hz: int, path: Path) -> Recording:
     return Recording.from_file(path, recording_id=path.stem)
 
 
-def _supervision(name: str, index: int, turn: Turn, recording_id: str) -> SupervisionSegment:
+def supervision_of(
+    name: str,
+    recording_id: str,
+    *,
+    role: str,
+    text: str,
+    frames: tuple[int, int],
+    words: Sequence[tuple[str, int, int]] = (),
+    value: str | None = None,
+) -> SupervisionSegment:
+    """A turn as its cut has it, from and to which frame, with its words or parts as `Turn` has them."""
+    start, end = frames
+    times = [
+        AlignmentItem(word, round((start + first) * FRAME_S, 2), round((behind - first) * FRAME_S, 2))
+        for word, first, behind in words
+    ]
     return SupervisionSegment(
-        id=f"{name}-{index}",
+        id=name,
         recording_id=recording_id,
-        start=round(turn.start * FRAME_S, 2),
-        duration=round((turn.end - turn.start) * FRAME_S, 2),
-        text=turn.text,
-        speaker=turn.role,
+        start=round(start * FRAME_S, 2),
+        duration=round((end - start) * FRAME_S, 2),
+        text=text,
+        speaker=role,
         language="English",
-        custom=None if turn.value is None else {"value": turn.value},
-        alignment={WORD: [_item(turn, *part) for part in turn.words]} if turn.words else None,
+        custom=None if value is None else {"value": value},
+        alignment={WORD: times} if times else None,
     )
-
-
-def _item(turn: Turn, text: str, first: int, end: int) -> AlignmentItem:
-    return AlignmentItem(text, round((turn.start + first) * FRAME_S, 2), round((end - first) * FRAME_S, 2))
 
 
 def cut_of(
@@ -169,7 +180,13 @@ def cut_of(
     user_S = _channel([turn for turn in turns if turn.role == "user"], ENGINE_RATE_HZ, num_frames)
     user = _recording(user_S, ENGINE_RATE_HZ, folder / f"{name}-user.wav")
     cut = MonoCut(id=name, start=0.0, duration=user.duration, channel=0, recording=user)
-    cut.supervisions = [_supervision(name, i, turn, user.id) for i, turn in enumerate(turns)]
+    cut.supervisions = [
+        supervision_of(
+            f"{name}-{i}", user.id, role=turn.role, text=turn.text, frames=(turn.start, turn.end), words=turn.words,
+            value=turn.value,
+        )
+        for i, turn in enumerate(turns)
+    ]  # fmt: skip
     cut.target_audio = _recording(agent_S, agent_rate_hz, folder / f"{name}-agent.wav")
     cut.custom["user_voice"] = voice
     if codec is not None:

@@ -37,9 +37,9 @@ from s2s_data.whole_shard import whole_shard
 FIRST_HEARD = 2  # frames of an answer before the user cuts in, at least
 FRAME_SAMPLES = round(FRAME_S * ENGINE_RATE_HZ)
 DIALOGUE_S = 17.1  # what a training dialogue lasts on average: 400 took 1.90 hours
-TEXT = "text"  # the training dialogues of text alone, and their folder
 UNFINISHED = "unfinished.json"  # the settings of a corpus that isn't whole yet
-FOLDERS = ("corpus", "noise", "rooms", "text")
+TEXT = "text"  # the training dialogues of text alone, and their folder
+FOLDERS = ("corpus", "noise", "rooms", TEXT)
 FIELDS = {"recording": "flac", "target_audio": "flac"}  # what is encoded later has to be what was spoken
 
 

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import soundfile
-from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
-from lhotse.supervision import AlignmentItem
+from lhotse import AudioSource, MonoCut, Recording
 
 from s2s_data.dataset import TEXT_ONLY
-from s2s_data.demo.corpus import FRAME_S
-from s2s_data.roles import WORD
+from s2s_data.demo.corpus import FRAME_S, supervision_of
 from s2s_data.talk.plan import Talk
 
 PACES = (0.3, 1.0)  # frames that words take, as a share of about what they take when they are said
@@ -45,12 +43,14 @@ class TextTurn:
         return self.start + self.ends[-1]
 
     @property
+    def words(self) -> tuple[tuple[str, int, int], ...]:
+        """Each span, and from and to which frame of the turn it takes."""
+        return tuple(zip(self.spans, (1, *self.ends), self.ends, strict=False))
+
+    @property
     def times(self) -> tuple[tuple[str, int, int], ...]:
         """Each span, its first frame from the turn's start, and how many it takes."""
-        starts = (1, *self.ends)
-        return tuple(
-            (span, start, end - start) for span, start, end in zip(self.spans, starts, self.ends, strict=False)
-        )
+        return tuple((span, start, end - start) for span, start, end in self.words)
 
 
 def text_turns(talk: Talk, rng: random.Random, num_tokens: Callable[[str], int], *, answer_gap: int) -> list[TextTurn]:
@@ -92,26 +92,14 @@ def text_cut(name: str, turns: Sequence[TextTurn], num_frames: int, rate_hz: int
     """A cut of `text_only` dialogue: both channels silent, and the turns with the times of their words."""
     recording = _silence(name, num_frames, rate_hz)
     cut = MonoCut(id=name, start=0.0, duration=recording.duration, channel=0, recording=recording)
-    cut.supervisions = [_supervision(f"{name}-{i}", turn, name) for i, turn in enumerate(turns)]
+    cut.supervisions = [
+        supervision_of(
+            f"{name}-{i}", name, role=turn.role, text=turn.text, frames=(turn.start, turn.end), words=turn.words
+        )
+        for i, turn in enumerate(turns)
+    ]
     cut.custom = {TEXT_ONLY: True, "target_audio": _silence(f"{name}-agent", num_frames, agent_rate_hz)}
     return cut
-
-
-def _supervision(name: str, turn: TextTurn, recording_id: str) -> SupervisionSegment:
-    words = [
-        AlignmentItem(span, round((turn.start + first) * FRAME_S, 2), round(count * FRAME_S, 2))
-        for span, first, count in turn.times
-    ]
-    return SupervisionSegment(
-        id=name,
-        recording_id=recording_id,
-        start=round(turn.start * FRAME_S, 2),
-        duration=round(turn.ends[-1] * FRAME_S, 2),
-        text=turn.text,
-        speaker=turn.role,
-        language="English",
-        alignment={WORD: words},
-    )
 
 
 def _silence(name: str, num_frames: int, rate_hz: int) -> Recording:
