@@ -191,8 +191,10 @@ class Reader:
 
     def __init__(self, cfg: AppConfig, processes: int, corpus_seed: int = TalkConfig.seed) -> None:
         from s2s_data.loader import dataset_of
+        from s2s_model.llm import llm_blocks
         from s2s_model.lora import TRAINED
         from s2s_model.network import DuplexNetwork
+        from s2s_parallel.compiled import compile_in_training
 
         if cfg.model.lora is None:
             raise ValueError("model.lora is null: reading trains adapters; a run without them trains the LLM itself")
@@ -209,6 +211,9 @@ class Reader:
         network = DuplexNetwork(cfg.model, cfg.data.frame_length, llm_dtype=dtype)
         dataset_of(cfg.data, network.tokenizer)  # refuses what a run of the config would refuse
         self.network: DuplexNetwork = network.to(self.device, dtype)
+        if self.device.type == "cuda" and cfg.parallel.compile:  # a CPU would compile each length anew
+            for layer in llm_blocks(self.network.llm):
+                compile_in_training(layer)
         self.weights = [weight for name, weight in self.network.llm.named_parameters() if re.match(TRAINED, name)]
         self.exact = [weight.detach().float().clone() for weight in self.weights]
 

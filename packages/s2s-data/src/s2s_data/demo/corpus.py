@@ -4,6 +4,7 @@ Every turn starts on a frame and lasts whole frames: both channels then have exa
 answer that is said twice gives the same codec codes twice.
 """
 
+import functools
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -82,11 +83,18 @@ def agent_speech(phrases: Sequence[str], rate_hz: int, voice: Voice | None = Non
     All are whole frames. The model has its control code "the agent starts" in a turn's first frame, so what sounds
     there is never learned.
     """
+    silence = np.zeros(samples_per_frame(rate_hz), dtype=np.float32)
+    return [silence, *(_phrase(phrase, rate_hz, voice or AGENT_VOICE) for phrase in phrases)]
+
+
+@functools.lru_cache(maxsize=4096)  # a few hundred are all that an agent says
+def _phrase(phrase: str, rate_hz: int, voice: Voice) -> FloatArray:
     import soxr
 
-    said = (soxr.resample((voice or AGENT_VOICE).say(phrase), ENGINE_RATE_HZ, rate_hz) for phrase in phrases)
-    silence = np.zeros(samples_per_frame(rate_hz), dtype=np.float32)
-    return [silence, *(whole_frames(np.asarray(audio_S, dtype=np.float32), rate_hz) for audio_S in said)]
+    said = soxr.resample(voice.say(phrase), ENGINE_RATE_HZ, rate_hz)
+    audio_S = whole_frames(np.asarray(said, dtype=np.float32), rate_hz)
+    audio_S.setflags(write=False)
+    return audio_S
 
 
 def first_words(text: str) -> str:

@@ -4,6 +4,7 @@ What the agent answers hangs on what was asked, not on how it sounds, and text c
 dialogues fit into the same time.
 """
 
+import functools
 import io
 import random
 from collections.abc import Callable, Sequence
@@ -104,7 +105,12 @@ def text_cut(name: str, turns: Sequence[TextTurn], num_frames: int, rate_hz: int
 
 def _silence(name: str, num_frames: int, rate_hz: int) -> Recording:
     num_samples = round(num_frames * FRAME_S * rate_hz)
+    source = AudioSource(type="memory", channels=[0], source=_silent_file(num_samples, rate_hz))
+    return Recording(name, [source], rate_hz, num_samples, num_samples / rate_hz)
+
+
+@functools.lru_cache(maxsize=1024)
+def _silent_file(num_samples: int, rate_hz: int) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, np.zeros(num_samples, dtype=np.int16), rate_hz, format="FLAC", subtype="PCM_16")
-    source = AudioSource(type="memory", channels=[0], source=file.getvalue())
-    return Recording(name, [source], rate_hz, num_samples, num_samples / rate_hz)
+    return file.getvalue()
