@@ -28,6 +28,16 @@ def test_the_published_codec_is_one_for_the_recipe():
     assert codec.fingerprint != load_codec(str(RECIPES.parents[1] / "demo/codec.nemo")).fingerprint
 
 
+def test_the_published_parts_are_a_run_s_of_the_recipe_as_it_is(monkeypatch):
+    monkeypatch.delenv("TALK", raising=False)
+    published = load_config(RECIPES / "parts/config.yaml")
+    own = load_config(RECIPES / "talk_carried.yaml", [f"model.lr_scheduler.max_steps={published.trainer.max_steps}"])
+    assert (published.name, published.model, published.data) == (own.name, own.model, own.data)
+    sizes = [path.stat().st_size for path in (RECIPES / "parts").iterdir()]
+    assert max(sizes) <= 16 * 2**20
+    assert sum(sizes) <= 64 * 2**20
+
+
 def test_another_llm_is_one_line():
     own, qwen = (load_config(RECIPES / f"{name}.yaml") for name in ("talk", "talk_qwen"))
     assert own.model.pretrained_llm != qwen.model.pretrained_llm

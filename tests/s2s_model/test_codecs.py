@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from s2s_model.codecs import check_codec_rate, decode_context, load_codec
 from s2s_model.codecs.huggingface import samples_per_frame
+from s2s_model.codecs.stream import CodecStream
 from tests.s2s_model.builders import make_codec
 from tests.s2s_model.codec_builders import MAKERS, make_encodec, make_mimi, make_nemo, noise
 
@@ -302,6 +303,40 @@ def test_the_newest_frames_alone_are_the_end_of_the_whole(codecs, kind, num_fram
     expected = whole_BS[:, -newest * codec.samples_per_frame :]
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(codec.decode_newest(codes_BTK, newest), expected, rtol=0, atol=1e-6)
+
+
+def test_sequences_that_begin_at_different_frames_are_decoded_at_once(codecs):
+    codec, lens = codecs["demo"], (14, 5, 1)
+    assert codec.decodes_beginnings
+    shape = (len(lens), max(lens), codec.num_codebooks)
+    codes_BTK = torch.randint(codec.codebook_size, shape, generator=torch.Generator().manual_seed(0))
+    newest_BS = codec.decode_newest(codes_BTK, 1, torch.tensor(lens))
+    for audio_S, codes_TK, length in zip(newest_BS, codes_BTK, lens, strict=True):
+        alone_BS, _ = codec.decode(codes_TK[None, -length:], torch.tensor([length]))
+        torch.testing.assert_close(audio_S, alone_BS[0, -codec.samples_per_frame :], rtol=0, atol=1e-6)
+    all_there_BS = codec.decode_newest(codes_BTK, 1)
+    assert not torch.allclose(newest_BS[1:], all_there_BS[1:], atol=1e-4), "what was before them counts"
+
+
+@pytest.mark.parametrize("kind", ["demo", "mimi", "dac", "nemo"])  # EnCodec mirrors at its beginning what is to come
+def test_streams_that_begin_at_different_times_sound_as_if_decoded_at_once(codecs, kind, monkeypatch):
+    codec, begins, num_frames = codecs[kind], (0, 3, 4), 9
+    stream = CodecStream(codec, len(begins), torch.device("cpu"))
+    if codec.decodes_beginnings and not stream.lookahead_frames:
+        monkeypatch.setattr(stream, "_decode", None)  # all of them by one call, which a GPU replays
+    shape = (len(begins), num_frames, codec.num_codebooks)
+    codes_BTK = torch.randint(codec.codebook_size, shape, generator=torch.Generator().manual_seed(0))
+    pieces = []
+    for t in range(num_frames):
+        stream.reset([row for row, begin in enumerate(begins) if begin == t])
+        pieces.append(stream.push(codes_BTK[:, t : t + 1]))
+    heard_BS = torch.cat([*pieces, stream.flush()], dim=1)
+    held_back = stream.lookahead_frames * codec.samples_per_frame
+    for audio_S, codes_TK, begin in zip(heard_BS, codes_BTK, begins, strict=True):
+        alone_BS, _ = codec.decode(codes_TK[None, begin:], torch.tensor([num_frames - begin]))
+        assert alone_BS.abs().max() > 1e-3
+        begun_S = audio_S[begin * codec.samples_per_frame + held_back :]
+        torch.testing.assert_close(begun_S, alone_BS[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["mimi", "encodec"])

@@ -110,21 +110,32 @@ class AudioCodec(ABC):
         valid_BS = valid_BT.repeat_interleave(self.samples_per_frame, dim=1)
         return audio_BS.where(valid_BS, 0.0), frames_B * self.samples_per_frame
 
+    @property
+    def decodes_beginnings(self) -> bool:
+        """Whether `decode_newest` takes `lens_B`: streams that begin at different times are then decoded at once."""
+        return False
+
     @torch.no_grad()
-    def decode_newest(self, codes_BTK: Tensor, num_frames: int) -> Tensor:
-        """The end of what `decode` gives: audio [B, num_frames * samples_per_frame] of codes [B, T, K], all valid.
+    def decode_newest(self, codes_BTK: Tensor, num_frames: int, lens_B: Tensor | None = None) -> Tensor:
+        """The end of what `decode` gives: audio [B, num_frames * samples_per_frame] of codes [B, T, K].
 
         The codec has to be on the codes' device already, and nothing waits for that device.
+
+        Args:
+            codes_BTK: int64.
+            num_frames: of the end.
+            lens_B: how many frames of each are valid, the last ones; None: all. Where `decodes_beginnings` alone.
         """
         B, T = codes_BTK.shape[:2]
         with float32_only(codes_BTK.device.type):
-            audio_BS = self._decode_newest(codes_BTK.transpose(1, 2), num_frames)
+            audio_BS = self._decode_newest(codes_BTK.transpose(1, 2), num_frames, lens_B)
             if audio_BS is None:
+                assert lens_B is None, "sequences of this codec begin with their first frame"
                 audio_BS = self._decode(codes_BTK.transpose(1, 2), torch.full((B,), T, device=codes_BTK.device))
                 audio_BS = pad(audio_BS, (0, T * self.samples_per_frame - audio_BS.shape[1]))
         return audio_BS[:, -num_frames * self.samples_per_frame :]
 
-    def _decode_newest(self, codes_BKT: Tensor, num_frames: int) -> Tensor | None:
+    def _decode_newest(self, codes_BKT: Tensor, num_frames: int, lens_B: Tensor | None) -> Tensor | None:
         """Audio of the last frames alone, where a codec can do that for less than all; else None."""
         return None
 

@@ -106,22 +106,29 @@ class NemoCodec(AudioCodec):
         audio_BS: Tensor = self._model.decode(tokens=codes_BKT, tokens_len=frames_B)[0]
         return audio_BS
 
-    def _decode_newest(self, codes_BKT: Tensor, num_frames: int) -> Tensor | None:
-        """On the CPU alone: a GPU has more to do than it can do at once only with many streams."""
-        if codes_BKT.device.type != "cpu":
+    @property
+    def decodes_beginnings(self) -> bool:
+        """Of a causal `ResNetDecoder`."""
+        return self._newest_decoder() is not None
+
+    def _decode_newest(self, codes_BKT: Tensor, num_frames: int, lens_B: Tensor | None) -> Tensor | None:
+        newest = self._newest_decoder()
+        if newest is None:
             return None
+        frames_B = torch.full((len(codes_BKT),), codes_BKT.shape[2], device=codes_BKT.device)
+        return newest(self._model.dequantize(tokens=codes_BKT, tokens_len=frames_B), num_frames, lens_B)
+
+    def _newest_decoder(self) -> NewestFrames | None:
         if not self._newest_is_known:
             self._newest, self._newest_is_known = newest_frames(self._model.audio_decoder), True
-        if self._newest is None:
-            return None
-        frames_B = torch.full((len(codes_BKT),), codes_BKT.shape[2])
-        return self._newest(self._model.dequantize(tokens=codes_BKT, tokens_len=frames_B), num_frames)
+        return self._newest
 
     def _move_to(self, device: torch.device) -> None:
         if self.device == self._prepared_on == device:
             return
         super()._move_to(device)
         self._coding, self._prepared_on = None, device
+        self._newest, self._newest_is_known = None, False  # it has weights of its own
         if device.type == "cuda":
             with torch.inference_mode(False), torch.no_grad(), float32_only(device.type):
                 self._coding = hifigan_coding(self._model, self._precision, self._key)

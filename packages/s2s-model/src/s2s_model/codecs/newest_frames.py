@@ -2,8 +2,9 @@
 
 A live session decodes one frame at a time, and each depends on frames before it: eleven, for the demo's codec. But the
 layers at the rate of samples, where most of the work is, look back a few samples only. Here each layer computes what
-the layers behind it need, by the plain operations of NeMo's modules: all frames are valid, so nothing is masked, and
-weight norm is applied once. The newest of twelve frames took 77 ms on one core as the end of all.
+the layers behind it need, by the plain operations of NeMo's modules, and weight norm is applied once. The newest of
+twelve frames took 77 ms on one core as the end of all. What lies before a sequence's first frame is zeros to each
+convolution, so sequences of different lengths, padded in front, are decoded at once.
 
 Shapes: `B` batch, `S` samples, `T` frames, `D` latents of a frame, `X` steps at the rate of a layer.
 """
@@ -25,8 +26,8 @@ class Layer(Protocol):
     stride: int
     context: int
 
-    def __call__(self, x_BDX: Tensor) -> Tensor:
-        """Compute it; what is before the input is taken as zeros."""
+    def __call__(self, x_BDX: Tensor, valid_B1X: Tensor | None) -> Tensor:
+        """Compute it; what is before the input, or isn't valid of it, is taken as zeros."""
         ...
 
 
@@ -40,9 +41,9 @@ class Conv:
         self._weight, self._bias = conv.weight.detach(), conv.bias
         self._dilation, self._groups, self._activation = conv.dilation, conv.groups, module.activation
 
-    def __call__(self, x_BDX: Tensor) -> Tensor:
+    def __call__(self, x_BDX: Tensor, valid_B1X: Tensor | None) -> Tensor:
         """The convolution and its activation."""
-        x_BDX = pad(x_BDX, (self.context, 0))
+        x_BDX = pad(_only(x_BDX, valid_B1X), (self.context, 0))
         made: Tensor = self._activation(conv1d(x_BDX, self._weight, self._bias, 1, 0, self._dilation, self._groups))
         return made
 
@@ -57,9 +58,9 @@ class Up:
         self._weight, self._bias, self._groups = conv.weight.detach(), conv.bias, conv.groups
         self._left, self._activation = module.padding_left, module.activation
 
-    def __call__(self, x_BDX: Tensor) -> Tensor:
+    def __call__(self, x_BDX: Tensor, valid_B1X: Tensor | None) -> Tensor:
         """The transposed convolution, cut to its length, and its activation."""
-        made = conv_transpose1d(x_BDX, self._weight, self._bias, self.stride, 0, 0, self._groups)
+        made = conv_transpose1d(_only(x_BDX, valid_B1X), self._weight, self._bias, self.stride, 0, 0, self._groups)
         cut: Tensor = self._activation(made[..., self._left : self._left + x_BDX.shape[-1] * self.stride])
         return cut
 
@@ -72,10 +73,14 @@ class Block:
         self.stride, self.context = 1, self._first.context + self._second.context
         self._activation = module.output_activation
 
-    def __call__(self, x_BDX: Tensor) -> Tensor:
+    def __call__(self, x_BDX: Tensor, valid_B1X: Tensor | None) -> Tensor:
         """Two convolutions beside the way past them."""
-        made: Tensor = self._activation(x_BDX + self._second(self._first(x_BDX)))
+        made: Tensor = self._activation(x_BDX + self._second(self._first(x_BDX, valid_B1X), valid_B1X))
         return made
+
+
+def _only(x_BDX: Tensor, valid_B1X: Tensor | None) -> Tensor:
+    return x_BDX if valid_B1X is None else x_BDX * valid_B1X
 
 
 class NewestFrames:
@@ -89,11 +94,19 @@ class NewestFrames:
         self._bound = decoder.out_activation
 
     @torch.no_grad()
-    def __call__(self, latents_BDT: Tensor, num_frames: int) -> Tensor:
-        """Audio [B, S] of the last `num_frames` frames, as the decoder gives it for whole sequences."""
-        x_BDX = latents_BDT
+    def __call__(self, latents_BDT: Tensor, num_frames: int, lens_B: Tensor | None = None) -> Tensor:
+        """Audio [B, S] of the last `num_frames` frames, as the decoder gives it for whole sequences.
+
+        Args:
+            latents_BDT: of the quantizer.
+            num_frames: of the audio.
+            lens_B: the frames of each sequence, the last ones of T; None: all.
+        """
+        x_BDX, steps = latents_BDT, 1  # of a frame
         for layer, needed in zip(self._layers, self._needed(num_frames), strict=True):
-            x_BDX = layer(x_BDX[..., -needed:])
+            x_BDX = x_BDX[..., -needed:]
+            x_BDX = layer(x_BDX, None if lens_B is None else _last(lens_B * steps, x_BDX))
+            steps *= layer.stride
         audio_BS: Tensor = self._bound(x_BDX[:, 0])
         return audio_BS[:, -num_frames * self._samples_per_frame :]
 
@@ -105,6 +118,12 @@ class NewestFrames:
             steps = -(-steps // layer.stride) + layer.context
             needed.append(steps)
         return needed[::-1]
+
+
+def _last(lens_B: Tensor, x_BDX: Tensor) -> Tensor:
+    """Which steps of x are among so many last ones: 0 or 1 [B, 1, X]."""
+    from_end_X = torch.arange(x_BDX.shape[-1], 0, -1, device=x_BDX.device)
+    return (from_end_X <= lens_B[:, None, None]).to(x_BDX.dtype)
 
 
 def newest_frames(decoder: Any) -> NewestFrames | None:

@@ -18,8 +18,9 @@ class CodecStream:
     """Decodes `batch_size` streams of codes; what comes out is what decoding at once gives, `lookahead_frames` later.
 
     Each frame is decoded with the frames around it that its samples depend on. Where a codec's decoder looks back
-    without end (`is_exact` is False), the last 64 frames are taken, which is close. On a GPU a frame of streams that
-    have all lasted that long is one CUDA graph.
+    without end (`is_exact` is False), the last 64 frames are taken, which is close. On a GPU a frame of all streams is
+    one CUDA graph; if the codec can't decode streams that began at different times together, only where all have lasted
+    that long.
     """
 
     @torch.inference_mode(False)  # what is kept must be of use within and without
@@ -32,15 +33,22 @@ class CodecStream:
         self._codes_BWK = torch.zeros(batch_size, self._width, codec.num_codebooks, dtype=torch.long, device=device)
         self._audio_BR = torch.zeros(batch_size, self._size, device=device, dtype=torch.float32)
         self._num_heard = [0] * batch_size  # frames of each stream
+        self._num_heard_B = torch.zeros(batch_size, dtype=torch.long, device=device)  # the same, for the graph
+        self._takes_any = codec.decodes_beginnings and not self.lookahead_frames
         self._advance = GraphedFunction(self._decode_frame, device)
 
     def warm_up(self) -> None:
-        """Capture, before the first frame; kernels of the windows that a stream begins with are made too."""
+        """Capture, before the first frame; kernels of windows that are decoded apart are made too."""
+        if not self._takes_any:
+            self._warm_up_windows()
+        for _ in range(WARM_UP + 1):
+            self._advance(self._codes_BWK[:, :1])
+        self._num_heard_B.zero_()
+
+    def _warm_up_windows(self) -> None:
         sizes = {len(self._codes_BWK), *(2**i for i in range(len(self._codes_BWK).bit_length()))}
         for size, available in product(sizes, range(1, self._width + 1)):
             self._codec.decode_newest(self._codes_BWK[:size, :available], min(1 + self.lookahead_frames, available))
-        for _ in range(WARM_UP + 1):
-            self._advance(self._codes_BWK[:, :1])
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -53,9 +61,10 @@ class CodecStream:
         if num_new == 0:
             return torch.zeros(len(codes_BNK), 0, dtype=torch.float32, device=codes_BNK.device)
         self._num_heard = [heard + num_new for heard in self._num_heard]
-        if num_new == 1 and min(self._num_heard) >= self._width:
+        if num_new == 1 and (self._takes_any or min(self._num_heard) >= self._width):
             self._advance(codes_BNK)
             return self._audio_BR.clone()
+        self._num_heard_B += num_new
         held_BLK = torch.cat([self._codes_BWK[:, 1:], codes_BNK], dim=1)
         self._codes_BWK.copy_(held_BLK[:, num_new - 1 :])
         return self._decode(held_BLK, num_new)
@@ -72,11 +81,14 @@ class CodecStream:
         """Let these streams begin anew."""
         for row in rows:
             self._num_heard[row] = 0
+        self._num_heard_B.copy_(torch.tensor(self._num_heard))
 
     def _decode_frame(self, codes_B1K: Tensor) -> None:
-        """Decode the frame that waited for this one, in the middle of a full window."""
+        """Decode the frame that waited for this one, in the middle of a window."""
         codes_BWK = torch.cat([self._codes_BWK[:, 1:], codes_B1K], dim=1)
-        audio_BS = self._codec.decode_newest(codes_BWK, 1 + self.lookahead_frames)
+        self._num_heard_B += 1
+        lens_B = self._num_heard_B if self._takes_any else None
+        audio_BS = self._codec.decode_newest(codes_BWK, 1 + self.lookahead_frames, lens_B)
         self._audio_BR.copy_(audio_BS[:, : self._size])
         self._codes_BWK.copy_(codes_BWK)
 
