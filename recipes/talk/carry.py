@@ -89,6 +89,7 @@ def pack(args: argparse.Namespace) -> str:
     trained |= {name: trained[name].to(getattr(torch, args.dtype)) for name in rounded}
     files = into_files(trained, args.part_mib * MIB)
     rest = without_moments(checkpoint) | {"tied": tied, "rounded": rounded}
+    rest["codec"] = model.audio_codec.fingerprint
     rest["frozen"] = {name: fingerprint(state[name]) for name in frozen & state.keys()}
     write(files, rest, args.run / CONFIG, args.parts)
     size_mib = sum(part.stat().st_size for part in args.parts.iterdir()) / MIB
@@ -128,7 +129,13 @@ def unpack(args: argparse.Namespace) -> str:
     if not any(name.startswith("perception.") for name in frozen):
         cfg.model.pretrained_asr = None  # what it became is carried
     cfg.model.pretrained_lora = None  # as well
-    state |= made_anew(build(cfg, asdict(cfg.model)).state_dict(), frozen)
+    model = build(cfg, asdict(cfg.model))
+    if (codec := rest.pop("codec", None)) != model.audio_codec.fingerprint:
+        raise ValueError(
+            f"{cfg.model.pretrained_audio_codec} is codec {model.audio_codec.fingerprint}, and the run speaks by"
+            f" {codec}: take the one that it was trained with (model.pretrained_audio_codec=..)"
+        )
+    state |= made_anew(model.state_dict(), frozen)
     cfg.exp_manager.explicit_log_dir = str(args.run)
     run.prepare(cfg)  # for what reads a run's config: validate, export
     AtomicCheckpointIO().save_checkpoint(rest | {"state_dict": state}, run.last_checkpoint)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 PEAK_RATE, WARM_UP_STEPS = 1e-3, 50
 POOL = 4  # batches whose dialogues are sorted by length
+COMPILING = 2  # steps that compile on a GPU, for the first size and for any
 SCORED_AT_ONCE = 64  # dialogues
 SILENCE_WEIGHT = 0.2  # of frames without a token, all together, beside those with one
 RATE_HZ = 16000  # of the grid; any
@@ -230,7 +231,7 @@ class Reader:
         losses: list[Tensor] = []
         for step, channels in enumerate(batches):
             now = time.monotonic()
-            began = began or now  # the first batch takes as long as the processes need to start
+            began = now if step <= COMPILING else began  # the first batch takes as long as the processes need to start
             share = (now - began) / seconds
             if share >= 1 and step:
                 break

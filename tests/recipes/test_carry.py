@@ -13,6 +13,7 @@ from s2s_parallel.checkpoint import AtomicCheckpointIO
 from s2s_train.config import load_config
 from s2s_train.run_folder import RunFolder
 from tests.recipes.builders import fit, logged
+from tests.s2s_model.builders import make_codec
 
 PART_MIB = 4
 ALL_BUT_THE_LLM = r'model.freeze_params=["^embed_asr_tokens\\."]'
@@ -127,6 +128,14 @@ def test_other_frozen_weights_are_refused(run, capsys):
     assert "has a checkpoint already" in capsys.readouterr().err
     assert carry.main(["pack", str(run), "parts"]) == 2
     assert "parts isn't empty" in capsys.readouterr().err
+
+
+def test_a_run_that_speaks_by_another_codec_is_refused(run, capsys):
+    assert carry.main(["pack", str(run), "parts"]) == 0
+    other = make_codec(Path("other.nemo"), num_codebooks=3)
+    assert carry.main(["unpack", "parts", "new", f"model.pretrained_audio_codec={other}"]) == 2
+    assert "take the one that it was trained with" in capsys.readouterr().err
+    assert not Path("new/checkpoints/last.ckpt").exists()
 
 
 def test_limits_are_kept(run, capsys):

@@ -1,8 +1,13 @@
 """The recipes of a model that talks: the configs as they are, on tiny stand-ins, two steps long on a CPU."""
 
-import pytest
+import tarfile
 
+import pytest
+import torch
+
+from recipes.talk import carry
 from s2s_model.codecs import load_codec
+from s2s_parallel.checkpoint import AtomicCheckpointIO
 from s2s_train.config import load_config
 from s2s_train.free_sections import check_free_sections
 from tests.recipes.builders import RECIPES, fit, logged
@@ -28,14 +33,26 @@ def test_the_published_codec_is_one_for_the_recipe():
     assert codec.fingerprint != load_codec(str(RECIPES.parents[1] / "demo/codec.nemo")).fingerprint
 
 
-def test_the_published_parts_are_a_run_s_of_the_recipe_as_it_is(monkeypatch):
+def test_the_published_parts_are_of_the_recipe_the_codec_and_the_encoder_beside_them(monkeypatch):
     monkeypatch.delenv("TALK", raising=False)
     published = load_config(RECIPES / "parts/config.yaml")
-    own = load_config(RECIPES / "talk_carried.yaml", [f"model.lr_scheduler.max_steps={published.trainer.max_steps}"])
+    more = [f"model.lr_scheduler.max_steps={published.trainer.max_steps}", "data.train_ds.num_workers=13"]
+    own = load_config(RECIPES / "talk_carried.yaml", more)
     assert (published.name, published.model, published.data) == (own.name, own.model, own.data)
-    sizes = [path.stat().st_size for path in (RECIPES / "parts").iterdir()]
-    assert max(sizes) <= 16 * 2**20
-    assert sum(sizes) <= 64 * 2**20
+    rest = AtomicCheckpointIO().load_checkpoint(RECIPES / "parts" / carry.REST)
+    assert rest["global_step"] == published.trainer.max_steps
+    assert rest["codec"] == load_codec(str(RECIPES / "codec.nemo")).fingerprint
+    with tarfile.open(RECIPES / "encoder.nemo") as nemo:
+        (name,) = [name for name in nemo.getnames() if name.endswith(".ckpt")]
+        encoder = torch.load(nemo.extractfile(name), "cpu", weights_only=True)
+    frozen = {name: digest for name, digest in rest["frozen"].items() if name.startswith("perception.encoder.")}
+    assert len(frozen) > 100
+    for name, (dtype, digest) in frozen.items():
+        value = encoder[name.removeprefix("perception.")].to(getattr(torch, dtype))
+        assert carry.fingerprint(value)[1] == digest, name
+    weights = [path for path in (RECIPES / "parts").iterdir() if path.suffix == ".safetensors"]
+    assert len(weights) == rest["num_files"]
+    assert max(path.stat().st_size for path in weights) <= 16 * carry.MIB
 
 
 def test_another_llm_is_one_line():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import pad
 
 from s2s_model.codecs import check_codec_rate, decode_context, load_codec
 from s2s_model.codecs.huggingface import samples_per_frame
@@ -305,25 +306,30 @@ def test_the_newest_frames_alone_are_the_end_of_the_whole(codecs, kind, num_fram
     torch.testing.assert_close(codec.decode_newest(codes_BTK, newest), expected, rtol=0, atol=1e-6)
 
 
-def test_sequences_that_begin_at_different_frames_are_decoded_at_once(codecs):
+@pytest.mark.parametrize("newest", [1, 3])
+def test_sequences_that_begin_at_different_frames_are_decoded_at_once(codecs, newest):
     codec, lens = codecs["demo"], (14, 5, 1)
     assert codec.decodes_beginnings
     shape = (len(lens), max(lens), codec.num_codebooks)
     codes_BTK = torch.randint(codec.codebook_size, shape, generator=torch.Generator().manual_seed(0))
-    newest_BS = codec.decode_newest(codes_BTK, 1, torch.tensor(lens))
-    for audio_S, codes_TK, length in zip(newest_BS, codes_BTK, lens, strict=True):
+    newest_BS = codec.decode_newest(codes_BTK, newest, torch.tensor(lens))
+    all_there_BS = codec.decode_newest(codes_BTK, newest)
+    size = newest * codec.samples_per_frame
+    for audio_S, all_there_S, codes_TK, length in zip(newest_BS, all_there_BS, codes_BTK, lens, strict=True):
         alone_BS, _ = codec.decode(codes_TK[None, -length:], torch.tensor([length]))
-        torch.testing.assert_close(audio_S, alone_BS[0, -codec.samples_per_frame :], rtol=0, atol=1e-6)
-    all_there_BS = codec.decode_newest(codes_BTK, 1)
-    assert not torch.allclose(newest_BS[1:], all_there_BS[1:], atol=1e-4), "what was before them counts"
+        expected_S = pad(alone_BS[0], (size, 0))[-size:]  # silence where there was nothing yet
+        torch.testing.assert_close(audio_S, expected_S, rtol=0, atol=1e-6)
+        assert torch.allclose(audio_S, all_there_S, atol=1e-4) == (length == max(lens)), "what was before counts"
 
 
-@pytest.mark.parametrize("kind", ["demo", "mimi", "dac", "nemo"])  # EnCodec mirrors at its beginning what is to come
+# EnCodec isn't among them: at its beginning it mirrors what is to come.
+@pytest.mark.parametrize("kind", ["demo", "mimi", "dac", "nemo"])
 def test_streams_that_begin_at_different_times_sound_as_if_decoded_at_once(codecs, kind, monkeypatch):
-    codec, begins, num_frames = codecs[kind], (0, 3, 4), 9
+    codec, begins, num_frames = codecs[kind], (0, 3, 4, 16), 20  # the demo's window is 12 frames
     stream = CodecStream(codec, len(begins), torch.device("cpu"))
-    if codec.decodes_beginnings and not stream.lookahead_frames:
-        monkeypatch.setattr(stream, "_decode", None)  # all of them by one call, which a GPU replays
+    if kind == "demo":
+        assert stream._width == 12
+        monkeypatch.setattr(stream, "_decode", None)  # all of them by the one call that a GPU replays
     shape = (len(begins), num_frames, codec.num_codebooks)
     codes_BTK = torch.randint(codec.codebook_size, shape, generator=torch.Generator().manual_seed(0))
     pieces = []
@@ -337,6 +343,24 @@ def test_streams_that_begin_at_different_times_sound_as_if_decoded_at_once(codec
         assert alone_BS.abs().max() > 1e-3
         begun_S = audio_S[begin * codec.samples_per_frame + held_back :]
         torch.testing.assert_close(begun_S, alone_BS[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or S2S_TEST_ON_GPU isn't set")
+def test_on_a_gpu_one_graph_decodes_streams_that_begin_at_different_times(paths):
+    codec, begins, num_frames = load_codec(paths["demo"]), (0, 3, 16), 20
+    stream = CodecStream(codec, len(begins), torch.device("cuda"))
+    stream.warm_up()
+    assert stream._advance.is_captured
+    shape = (len(begins), num_frames, codec.num_codebooks)
+    codes_BTK = torch.randint(codec.codebook_size, shape, generator=torch.Generator().manual_seed(0)).cuda()
+    pieces = []
+    for t in range(num_frames):
+        stream.reset([row for row, begin in enumerate(begins) if begin == t])
+        pieces.append(stream.push(codes_BTK[:, t : t + 1]))
+    heard_BS = torch.cat(pieces, dim=1)
+    for audio_S, codes_TK, begin in zip(heard_BS, codes_BTK, begins, strict=True):
+        alone_BS, _ = codec.decode(codes_TK[None, begin:], torch.tensor([num_frames - begin]).cuda())
+        torch.testing.assert_close(audio_S[begin * codec.samples_per_frame :], alone_BS[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["mimi", "encodec"])

@@ -47,8 +47,8 @@ class Talker:
     nothing but the clock: each row of the batch has its own state, `reset` clears one alone, and what is pushed is made
     of 16-bit integers (protocol.py), so no user can bring in a NaN, for which the session would refuse all rows.
 
-    Empty places hear silence, and begin anew only when they are full: streams that have all lasted longer than the
-    codec's window are decoded together, on a GPU by one CUDA graph.
+    Empty places hear silence, and begin anew only when they are full: of most codecs streams are decoded together, on a
+    GPU by one CUDA graph, where all have lasted longer than the codec's window.
 
     All methods but `__init__` belong to one thread.
 

@@ -80,14 +80,14 @@ def whole_frames(audio_S: FloatArray, rate_hz: int) -> FloatArray:
 def agent_speech(phrases: Sequence[str], rate_hz: int, voice: Voice | None = None) -> list[FloatArray]:
     """A frame of silence, then each phrase as `voice`, by default the agent's, says it: [S] float32 at `rate_hz`.
 
-    All are whole frames. The model has its control code "the agent starts" in a turn's first frame, so what sounds
-    there is never learned.
+    All are whole frames; phrases are read-only, and shared between calls. The model has its control code "the agent
+    starts" in a turn's first frame, so what sounds there is never learned.
     """
     silence = np.zeros(samples_per_frame(rate_hz), dtype=np.float32)
     return [silence, *(_phrase(phrase, rate_hz, voice or AGENT_VOICE) for phrase in phrases)]
 
 
-@functools.lru_cache(maxsize=4096)  # a few hundred are all that an agent says
+@functools.lru_cache(maxsize=1024)  # a few hundred are all that an agent says
 def _phrase(phrase: str, rate_hz: int, voice: Voice) -> FloatArray:
     import soxr
 

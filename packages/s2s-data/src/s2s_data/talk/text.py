@@ -109,7 +109,7 @@ def _silence(name: str, num_frames: int, rate_hz: int) -> Recording:
     return Recording(name, [source], rate_hz, num_samples, num_samples / rate_hz)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)  # as many frames as dialogues have, at two rates
 def _silent_file(num_samples: int, rate_hz: int) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, np.zeros(num_samples, dtype=np.int16), rate_hz, format="FLAC", subtype="PCM_16")

@@ -112,11 +112,11 @@ class AudioCodec(ABC):
 
     @property
     def decodes_beginnings(self) -> bool:
-        """Whether `decode_newest` takes `lens_B`: streams that begin at different times are then decoded at once."""
+        """Whether `decode_newest` takes `newest_B`: streams that begin at different times are then decoded at once."""
         return False
 
     @torch.no_grad()
-    def decode_newest(self, codes_BTK: Tensor, num_frames: int, lens_B: Tensor | None = None) -> Tensor:
+    def decode_newest(self, codes_BTK: Tensor, num_frames: int, newest_B: Tensor | None = None) -> Tensor:
         """The end of what `decode` gives: audio [B, num_frames * samples_per_frame] of codes [B, T, K].
 
         The codec has to be on the codes' device already, and nothing waits for that device.
@@ -124,18 +124,19 @@ class AudioCodec(ABC):
         Args:
             codes_BTK: int64.
             num_frames: of the end.
-            lens_B: how many frames of each are valid, the last ones; None: all. Where `decodes_beginnings` alone.
+            newest_B: how many frames of each there are, its last ones; None: all. The audio of others is silence.
+                Where `decodes_beginnings` alone.
         """
         B, T = codes_BTK.shape[:2]
         with float32_only(codes_BTK.device.type):
-            audio_BS = self._decode_newest(codes_BTK.transpose(1, 2), num_frames, lens_B)
+            audio_BS = self._decode_newest(codes_BTK.transpose(1, 2), num_frames, newest_B)
             if audio_BS is None:
-                assert lens_B is None, "sequences of this codec begin with their first frame"
+                assert newest_B is None, "sequences of this codec begin with their first frame"
                 audio_BS = self._decode(codes_BTK.transpose(1, 2), torch.full((B,), T, device=codes_BTK.device))
                 audio_BS = pad(audio_BS, (0, T * self.samples_per_frame - audio_BS.shape[1]))
         return audio_BS[:, -num_frames * self.samples_per_frame :]
 
-    def _decode_newest(self, codes_BKT: Tensor, num_frames: int, lens_B: Tensor | None) -> Tensor | None:
+    def _decode_newest(self, codes_BKT: Tensor, num_frames: int, newest_B: Tensor | None) -> Tensor | None:
         """Audio of the last frames alone, where a codec can do that for less than all; else None."""
         return None
 

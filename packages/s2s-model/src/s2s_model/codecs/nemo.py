@@ -54,8 +54,9 @@ class NemoCodec(AudioCodec):
         model.discriminator = None  # only its own training needs it
         self._key, self._precision = key, precision
         self._coding: HiFiGANCoding | None = None
-        self._newest: NewestFrames | None = None  # made when first asked for
-        self._newest_is_known = False
+        self._newest: dict[
+            torch.device, NewestFrames | None
+        ] = {}  # made when first asked for, and kept: graphs read it
         self._prepared_on = torch.device("cpu")  # where nothing is prepared
         if precision == "float16":
             check_float16(model, key)
@@ -108,27 +109,26 @@ class NemoCodec(AudioCodec):
 
     @property
     def decodes_beginnings(self) -> bool:
-        """Of a causal `ResNetDecoder`."""
+        """Of a causal `ResNetDecoder`; the first time on a device computes the weights that it decodes with there."""
         return self._newest_decoder() is not None
 
-    def _decode_newest(self, codes_BKT: Tensor, num_frames: int, lens_B: Tensor | None) -> Tensor | None:
+    def _decode_newest(self, codes_BKT: Tensor, num_frames: int, newest_B: Tensor | None) -> Tensor | None:
         newest = self._newest_decoder()
         if newest is None:
             return None
         frames_B = torch.full((len(codes_BKT),), codes_BKT.shape[2], device=codes_BKT.device)
-        return newest(self._model.dequantize(tokens=codes_BKT, tokens_len=frames_B), num_frames, lens_B)
+        return newest(self._model.dequantize(tokens=codes_BKT, tokens_len=frames_B), num_frames, newest_B)
 
     def _newest_decoder(self) -> NewestFrames | None:
-        if not self._newest_is_known:
-            self._newest, self._newest_is_known = newest_frames(self._model.audio_decoder), True
-        return self._newest
+        if self.device not in self._newest:
+            self._newest[self.device] = newest_frames(self._model.audio_decoder)
+        return self._newest[self.device]
 
     def _move_to(self, device: torch.device) -> None:
         if self.device == self._prepared_on == device:
             return
         super()._move_to(device)
         self._coding, self._prepared_on = None, device
-        self._newest, self._newest_is_known = None, False  # it has weights of its own
         if device.type == "cuda":
             with torch.inference_mode(False), torch.no_grad(), float32_only(device.type):
                 self._coding = hifigan_coding(self._model, self._precision, self._key)

@@ -94,20 +94,20 @@ class NewestFrames:
         self._bound = decoder.out_activation
 
     @torch.no_grad()
-    def __call__(self, latents_BDT: Tensor, num_frames: int, lens_B: Tensor | None = None) -> Tensor:
+    def __call__(self, latents_BDT: Tensor, num_frames: int, newest_B: Tensor | None = None) -> Tensor:
         """Audio [B, S] of the last `num_frames` frames, as the decoder gives it for whole sequences.
 
         Args:
             latents_BDT: of the quantizer.
             num_frames: of the audio.
-            lens_B: the frames of each sequence, the last ones of T; None: all.
+            newest_B: how many frames of T each sequence has, its last ones; None: all. The audio of others is silence.
         """
         x_BDX, steps = latents_BDT, 1  # of a frame
         for layer, needed in zip(self._layers, self._needed(num_frames), strict=True):
             x_BDX = x_BDX[..., -needed:]
-            x_BDX = layer(x_BDX, None if lens_B is None else _last(lens_B * steps, x_BDX))
+            x_BDX = layer(x_BDX, _valid(x_BDX, steps, newest_B))
             steps *= layer.stride
-        audio_BS: Tensor = self._bound(x_BDX[:, 0])
+        audio_BS: Tensor = self._bound(_only(x_BDX, _valid(x_BDX, steps, newest_B))[:, 0])
         return audio_BS[:, -num_frames * self._samples_per_frame :]
 
     def _needed(self, num_frames: int) -> list[int]:
@@ -120,10 +120,12 @@ class NewestFrames:
         return needed[::-1]
 
 
-def _last(lens_B: Tensor, x_BDX: Tensor) -> Tensor:
-    """Which steps of x are among so many last ones: 0 or 1 [B, 1, X]."""
+def _valid(x_BDX: Tensor, steps: int, newest_B: Tensor | None) -> Tensor | None:
+    """Which of x are of a sequence, `steps` being a frame: 0 or 1 [B, 1, X]."""
+    if newest_B is None:
+        return None
     from_end_X = torch.arange(x_BDX.shape[-1], 0, -1, device=x_BDX.device)
-    return (from_end_X <= lens_B[:, None, None]).to(x_BDX.dtype)
+    return (from_end_X <= newest_B[:, None, None] * steps).to(x_BDX.dtype)
 
 
 def newest_frames(decoder: Any) -> NewestFrames | None:

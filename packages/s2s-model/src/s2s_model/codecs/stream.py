@@ -20,7 +20,7 @@ class CodecStream:
     Each frame is decoded with the frames around it that its samples depend on. Where a codec's decoder looks back
     without end (`is_exact` is False), the last 64 frames are taken, which is close. On a GPU a frame of all streams is
     one CUDA graph; if the codec can't decode streams that began at different times together, only where all have lasted
-    that long.
+    that long. Several frames at once are decoded kernel by kernel.
     """
 
     @torch.inference_mode(False)  # what is kept must be of use within and without
@@ -33,8 +33,8 @@ class CodecStream:
         self._codes_BWK = torch.zeros(batch_size, self._width, codec.num_codebooks, dtype=torch.long, device=device)
         self._audio_BR = torch.zeros(batch_size, self._size, device=device, dtype=torch.float32)
         self._num_heard = [0] * batch_size  # frames of each stream
-        self._num_heard_B = torch.zeros(batch_size, dtype=torch.long, device=device)  # the same, for the graph
         self._takes_any = codec.decodes_beginnings and not self.lookahead_frames
+        self._heard_B = torch.zeros(batch_size, dtype=torch.long, device=device)  # the same, where it takes any
         self._advance = GraphedFunction(self._decode_frame, device)
 
     def warm_up(self) -> None:
@@ -43,7 +43,7 @@ class CodecStream:
             self._warm_up_windows()
         for _ in range(WARM_UP + 1):
             self._advance(self._codes_BWK[:, :1])
-        self._num_heard_B.zero_()
+        self._heard_B.zero_()
 
     def _warm_up_windows(self) -> None:
         sizes = {len(self._codes_BWK), *(2**i for i in range(len(self._codes_BWK).bit_length()))}
@@ -64,7 +64,7 @@ class CodecStream:
         if num_new == 1 and (self._takes_any or min(self._num_heard) >= self._width):
             self._advance(codes_BNK)
             return self._audio_BR.clone()
-        self._num_heard_B += num_new
+        self._heard_B += num_new
         held_BLK = torch.cat([self._codes_BWK[:, 1:], codes_BNK], dim=1)
         self._codes_BWK.copy_(held_BLK[:, num_new - 1 :])
         return self._decode(held_BLK, num_new)
@@ -81,14 +81,15 @@ class CodecStream:
         """Let these streams begin anew."""
         for row in rows:
             self._num_heard[row] = 0
-        self._num_heard_B.copy_(torch.tensor(self._num_heard))
+        if rows and self._takes_any:
+            self._heard_B.copy_(torch.tensor(self._num_heard))
 
     def _decode_frame(self, codes_B1K: Tensor) -> None:
         """Decode the frame that waited for this one, in the middle of a window."""
         codes_BWK = torch.cat([self._codes_BWK[:, 1:], codes_B1K], dim=1)
-        self._num_heard_B += 1
-        lens_B = self._num_heard_B if self._takes_any else None
-        audio_BS = self._codec.decode_newest(codes_BWK, 1 + self.lookahead_frames, lens_B)
+        self._heard_B += 1
+        newest_B = self._heard_B if self._takes_any else None
+        audio_BS = self._codec.decode_newest(codes_BWK, 1 + self.lookahead_frames, newest_B)
         self._audio_BR.copy_(audio_BS[:, : self._size])
         self._codes_BWK.copy_(codes_BWK)
 
