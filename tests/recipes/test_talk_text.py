@@ -4,12 +4,13 @@ import re
 
 import pytest
 import torch
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from s2s_data.demo.corpus import agent_speech
 from s2s_data.loader import dataset_of
 from s2s_data.talk import dialogue, split_cases
-from s2s_data.talk.corpus import lay_out, render
+from s2s_data.talk.corpus import _answer, lay_out, render
 from s2s_model.codecs import load_codec
 from s2s_train.config import load_config
 from tests.recipes.builders import RECIPES
@@ -42,6 +43,26 @@ def test_the_published_codec_s_codes_tell_of_sound_to_come(numbers):
     codes_BTK, _ = codec.encode(audio_BS, torch.full((2,), audio_BS.shape[1]))
     first_that_differs = int((codes_BTK[0] != codes_BTK[1]).any(dim=1).nonzero()[0])
     assert 0 < len(before_S) // codec.samples_per_frame - first_that_differs <= TOLD_AHEAD
+
+
+@pytest.mark.parametrize("opening", ["All right.", "Yes.", "Gladly."])
+def test_the_control_code_in_an_answer_s_first_frame_hides_nothing_of_its_first_word(opening):
+    codec = load_codec(str(RECIPES / "codec.nemo"))
+    size, before = codec.samples_per_frame, 8  # frames
+    turn = _answer([opening, "58."], 0, SMALL, None)
+
+    def loss(missing):
+        """What the codes in frames up to the control code's tell of the next sounds, if so many frames are missing."""
+        audio_S = pad(torch.from_numpy(turn.audio[missing * size :]), (before * size, 6 * size))
+        codes_1TK, frames_1 = codec.encode(audio_S[None], torch.tensor([len(audio_S)]))
+        hidden_1TK = codes_1TK.clone()
+        hidden_1TK[0, : before + 1] = codec.silence_codes()
+        first = before + turn.words[0][1] - missing
+        word, without = (codec.decode(c, frames_1)[0][0, first * size :][: 4 * size] for c in (codes_1TK, hidden_1TK))
+        return (word - without).norm() / word.norm()
+
+    assert loss(missing=0) < 0.05
+    assert loss(missing=1) > 0.15, "with a single frame of silence the word begins otherwise"
 
 
 @pytest.mark.parametrize("lead", [None, 0])

@@ -84,7 +84,7 @@ def test_a_cut_is_silent_and_its_text_is_that_of_its_turns():
         frames = batch[f"{name}_tokens"][0]
         assert (frames == tokenizer.bos_id).nonzero()[:, 0].tolist() == [turn.start for turn in said]
         first_words = [tokenizer.text_to_ids(turn.text)[0] for turn in said]
-        assert [int(frames[turn.start + 1]) for turn in said] == first_words
+        assert [int(frames[turn.start + turn.first]) for turn in said] == first_words
 
 
 def test_a_corpus_has_them_beside_what_is_spoken(tmp_path):

@@ -30,7 +30,7 @@ from s2s_data.errors import DataError
 from s2s_data.talk.numbers import aloud, in_parts
 from s2s_data.talk.plan import Held, Talk, dialogue, split_cases
 from s2s_data.talk.rooms import write_surroundings
-from s2s_data.talk.text import TextTurn, most_tokens, text_cut, text_turns
+from s2s_data.talk.text import SILENT_FRAMES, TextTurn, most_tokens, text_cut, text_turns
 from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
 from s2s_data.whole_shard import whole_shard
 
@@ -52,7 +52,7 @@ class TalkConfig:
     num_heldout: int = 96  # dialogues of each held-out set
     dialogues_per_shard: int = 64
     agent_rate_hz: int = 22050
-    answer_gap_frames: int = 6  # enough for a model to have written the question's last word
+    answer_gap_frames: int = 5  # enough for a model to have written most of the question's last word
     tail_frames: int = 8
     pause_share: float = 0.25  # of questions within which the user stops
     barge_in_share: float = 0.15  # of answers that aren't the last
@@ -258,9 +258,10 @@ def _answer(phrases: Sequence[str], start: int, config: TalkConfig, value: str |
 
     A phrase then sounds the same wherever it stands, and a few hundred of them are all that the agent says. The
     beginning of an answer, too, sounds as that of the whole one, and nothing tells that the user is about to interrupt.
+    Before the first there are `SILENT_FRAMES`.
     """
     say = partial(agent_speech, rate_hz=config.agent_rate_hz, voice=config.agent_voice)
-    (silence_S,) = say([])
+    silence_S = np.concatenate(say([]) * SILENT_FRAMES)
     sounds = [silence_S, *(np.concatenate(say(in_parts(phrase))[1:]) for phrase in phrases)]
     ends = list(itertools.accumulate(len(sound_S) // samples_per_frame(config.agent_rate_hz) for sound_S in sounds))
     words = tuple(zip(phrases, ends, ends[1:], strict=False))

@@ -22,16 +22,20 @@ PACES = (0.3, 1.0)  # frames that words take, as a share of about what they take
 FRAMES_A_LETTER = 0.8
 LAST_WORD_FRAMES = 4  # of a question, at least: as in what is said, the agent reads the last word before it answers
 GAP_FRAMES = (2, 12)  # before a question
+# Of the agent's turns, before the first phrase. The first has the control code "the agent starts" in place of codes,
+# and the second the codes from which a decoder makes the beginning of a word: a codec's encoder hears ahead.
+SILENT_FRAMES = 2
 
 
 @dataclass(frozen=True)
 class TextTurn:
-    """A turn in frames: its spans of words, the first a frame behind its start, and where each of them ends."""
+    """A turn in frames: its spans of words, and where the first of them begins and each ends."""
 
     role: str
     start: int
     spans: tuple[str, ...]
-    ends: tuple[int, ...]  # from the turn's start
+    first: int  # from the turn's start, as the next
+    ends: tuple[int, ...]
 
     @property
     def text(self) -> str:
@@ -46,7 +50,7 @@ class TextTurn:
     @property
     def words(self) -> tuple[tuple[str, int, int], ...]:
         """Each span, and from and to which frame of the turn it takes."""
-        return tuple(zip(self.spans, (1, *self.ends), self.ends, strict=False))
+        return tuple(zip(self.spans, (self.first, *self.ends), self.ends, strict=False))
 
     @property
     def times(self) -> tuple[tuple[str, int, int], ...]:
@@ -68,12 +72,13 @@ def text_turns(talk: Talk, rng: random.Random, num_tokens: Callable[[str], int],
     clock = 0
 
     def turn(role: str, start: int, spans: Sequence[str], last_frames: int) -> TextTurn:
-        ends, at = [], 1
+        first = SILENT_FRAMES if role == "agent" else 1
+        ends, at = [], first
         for i, span in enumerate(spans):
             length = max(round(len(span) * FRAMES_A_LETTER * pace), num_tokens(span))
             at += max(length, last_frames) if i == len(spans) - 1 else length
             ends.append(at)
-        return TextTurn(role, start, tuple(spans), tuple(ends))
+        return TextTurn(role, start, tuple(spans), first, tuple(ends))
 
     for exchange in talk.exchanges:
         clock += rng.randint(*GAP_FRAMES)
