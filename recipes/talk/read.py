@@ -231,7 +231,8 @@ class Reader:
         losses: list[Tensor] = []
         for step, channels in enumerate(batches):
             now = time.monotonic()
-            began = now if step <= COMPILING else began  # the first batch takes as long as the processes need to start
+            if step <= COMPILING:
+                began = now  # until then processes start, and layers are compiled
             share = (now - began) / seconds
             if share >= 1 and step:
                 break

@@ -21,7 +21,6 @@ from s2s_data.talk.corpus import FIELDS, lay_out, render, splits
 from s2s_data.talk.numbers import aloud, spoken
 from s2s_data.talk.rooms import noise, room
 from s2s_data.talk.skills import MISHEARD, phrases
-from s2s_data.talk.text import SILENT_FRAMES
 from s2s_data.talk.voices import HELDOUT_VOICES, USER_VOICES
 from tests.s2s_data.builders import WordTokenizer
 
@@ -220,7 +219,7 @@ def test_a_phrase_sounds_the_same_wherever_it_stands():
         turns, _ = lay_out(talk, SMALL, SMALL.user_voices[0])
         for turn, exchange in zip(turns[1::2], talk.exchanges, strict=True):
             assert tuple(phrase for phrase, _, _ in turn.words) == exchange.phrases
-            assert [turn.words[0][1], turn.words[-1][2]] == [SILENT_FRAMES, turn.end - turn.start], "silence before"
+            assert [turn.words[0][1], turn.words[-1][2]] == [2, turn.end - turn.start], "two frames of silence"
             for (phrase, first, end), (_, next_first, _) in itertools.pairwise(
                 [*turn.words, ("", turn.words[-1][2], 0)]
             ):

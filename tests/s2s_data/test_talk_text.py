@@ -78,13 +78,13 @@ def test_a_cut_is_silent_and_its_text_is_that_of_its_turns():
     assert not batch["target_audio"].any()
     assert batch["num_dropped_tokens"].tolist() == [0]
     tokenizer = WordTokenizer()
-    for name, role in (("source", "user"), ("target", "agent")):
+    for name, role, first in (("source", "user", 1), ("target", "agent", 2)):
         said = [turn for turn in turns if turn.role == role]
         assert batch[f"{name}_texts"] == [" ".join(turn.text for turn in said)]
         frames = batch[f"{name}_tokens"][0]
         assert (frames == tokenizer.bos_id).nonzero()[:, 0].tolist() == [turn.start for turn in said]
         first_words = [tokenizer.text_to_ids(turn.text)[0] for turn in said]
-        assert [int(frames[turn.start + turn.first]) for turn in said] == first_words
+        assert [int(frames[turn.start + first]) for turn in said] == first_words
 
 
 def test_a_corpus_has_them_beside_what_is_spoken(tmp_path):

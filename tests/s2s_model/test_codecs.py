@@ -322,16 +322,11 @@ def test_sequences_that_begin_at_different_frames_are_decoded_at_once(codecs, ne
         assert torch.allclose(audio_S, all_there_S, atol=1e-4) == (length == max(lens)), "what was before counts"
 
 
-# EnCodec isn't among them: at its beginning it mirrors what is to come.
-@pytest.mark.parametrize("kind", ["demo", "mimi", "dac", "nemo"])
-def test_streams_that_begin_at_different_times_sound_as_if_decoded_at_once(codecs, kind, monkeypatch):
-    codec, begins, num_frames = codecs[kind], (0, 3, 4, 16), 20  # the demo's window is 12 frames
-    stream = CodecStream(codec, len(begins), torch.device("cpu"))
-    if kind == "demo":
-        assert stream._width == 12
-        monkeypatch.setattr(stream, "_decode", None)  # all of them by the one call that a GPU replays
+def check_streams_that_begin_at(begins, stream, codec, device, atol):
+    """Each of them, frame by frame, has to sound as its codes decoded at once."""
+    num_frames = 20  # the demo's window is 12 frames
     shape = (len(begins), num_frames, codec.num_codebooks)
-    codes_BTK = torch.randint(codec.codebook_size, shape, generator=torch.Generator().manual_seed(0))
+    codes_BTK = torch.randint(codec.codebook_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
     pieces = []
     for t in range(num_frames):
         stream.reset([row for row, begin in enumerate(begins) if begin == t])
@@ -339,28 +334,30 @@ def test_streams_that_begin_at_different_times_sound_as_if_decoded_at_once(codec
     heard_BS = torch.cat([*pieces, stream.flush()], dim=1)
     held_back = stream.lookahead_frames * codec.samples_per_frame
     for audio_S, codes_TK, begin in zip(heard_BS, codes_BTK, begins, strict=True):
-        alone_BS, _ = codec.decode(codes_TK[None, begin:], torch.tensor([num_frames - begin]))
+        alone_BS, _ = codec.decode(codes_TK[None, begin:], torch.tensor([num_frames - begin], device=device))
         assert alone_BS.abs().max() > 1e-3
         begun_S = audio_S[begin * codec.samples_per_frame + held_back :]
-        torch.testing.assert_close(begun_S, alone_BS[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(begun_S, alone_BS[0], rtol=0, atol=atol)
+
+
+# EnCodec isn't among them: at its beginning it mirrors what is to come.
+@pytest.mark.parametrize("kind", ["demo", "mimi", "dac", "nemo"])
+def test_streams_that_begin_at_different_times_sound_as_if_decoded_at_once(codecs, kind, monkeypatch):
+    begins, device = (0, 3, 4, 16), torch.device("cpu")
+    stream = CodecStream(codecs[kind], len(begins), device)
+    if kind == "demo":
+        assert stream._width == 12
+        monkeypatch.setattr(stream, "_decode", None)  # all of them by the one call that a GPU replays
+    check_streams_that_begin_at(begins, stream, codecs[kind], device, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or S2S_TEST_ON_GPU isn't set")
 def test_on_a_gpu_one_graph_decodes_streams_that_begin_at_different_times(paths):
-    codec, begins, num_frames = load_codec(paths["demo"]), (0, 3, 16), 20
-    stream = CodecStream(codec, len(begins), torch.device("cuda"))
+    codec, begins, device = load_codec(paths["demo"]), (0, 3, 16), torch.device("cuda")
+    stream = CodecStream(codec, len(begins), device)
     stream.warm_up()
     assert stream._advance.is_captured
-    shape = (len(begins), num_frames, codec.num_codebooks)
-    codes_BTK = torch.randint(codec.codebook_size, shape, generator=torch.Generator().manual_seed(0)).cuda()
-    pieces = []
-    for t in range(num_frames):
-        stream.reset([row for row, begin in enumerate(begins) if begin == t])
-        pieces.append(stream.push(codes_BTK[:, t : t + 1]))
-    heard_BS = torch.cat(pieces, dim=1)
-    for audio_S, codes_TK, begin in zip(heard_BS, codes_BTK, begins, strict=True):
-        alone_BS, _ = codec.decode(codes_TK[None, begin:], torch.tensor([num_frames - begin]).cuda())
-        torch.testing.assert_close(audio_S[begin * codec.samples_per_frame :], alone_BS[0], rtol=0, atol=1e-4)
+    check_streams_that_begin_at(begins, stream, codec, device, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["mimi", "encodec"])

@@ -64,7 +64,7 @@ class CodecStream:
         if num_new == 1 and (self._takes_any or min(self._num_heard) >= self._width):
             self._advance(codes_BNK)
             return self._audio_BR.clone()
-        self._heard_B += num_new
+        self._count_on_device()
         held_BLK = torch.cat([self._codes_BWK[:, 1:], codes_BNK], dim=1)
         self._codes_BWK.copy_(held_BLK[:, num_new - 1 :])
         return self._decode(held_BLK, num_new)
@@ -81,14 +81,17 @@ class CodecStream:
         """Let these streams begin anew."""
         for row in rows:
             self._num_heard[row] = 0
-        if rows and self._takes_any:
+        if rows:
+            self._count_on_device()
+
+    def _count_on_device(self) -> None:
+        if self._takes_any:
             self._heard_B.copy_(torch.tensor(self._num_heard))
 
     def _decode_frame(self, codes_B1K: Tensor) -> None:
         """Decode the frame that waited for this one, in the middle of a window."""
         codes_BWK = torch.cat([self._codes_BWK[:, 1:], codes_B1K], dim=1)
-        self._heard_B += 1
-        newest_B = self._heard_B if self._takes_any else None
+        newest_B = self._heard_B.add_(1) if self._takes_any else None
         audio_BS = self._codec.decode_newest(codes_BWK, 1 + self.lookahead_frames, newest_B)
         self._audio_BR.copy_(audio_BS[:, : self._size])
         self._codes_BWK.copy_(codes_BWK)
