@@ -1,15 +1,18 @@
 """The recipe's text goes ahead of its codes: what the agent answers can't be read off what it is about to say."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
+from lhotse import CutSet
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from recipes.talk.align import LATE_S, align
 from s2s_data.demo.corpus import agent_speech
 from s2s_data.loader import dataset_of
-from s2s_data.talk import dialogue, split_cases
+from s2s_data.talk import build_talk_corpus, dialogue, split_cases
 from s2s_data.talk.corpus import _answer, lay_out, render
 from s2s_model.codecs import load_codec
 from s2s_train.config import load_config
@@ -96,6 +99,36 @@ def test_numbers_are_written_before_their_codes_tell_them(lead, tmp_path):
     else:
         assert len(late) > 20
         assert not in_time, "without a lead all could be read off"
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory):
+    """Dialogues whose users' words have the times at which the published encoder hears them."""
+    folder = tmp_path_factory.mktemp("heard")
+    build_talk_corpus(folder, replace(SMALL, hours=0.25, pause_share=0.0, barge_in_share=0.0))
+    align(RECIPES / "encoder.nemo", [folder / "corpus/train"])
+    return list(CutSet.from_shar(in_dir=str(folder / "corpus/train")))
+
+
+@pytest.mark.parametrize("delay", [None, 4])
+def test_a_number_is_heard_to_its_end_before_its_last_digit_is_written(delay, heard):
+    """Who has to write the 0 of "eighty" too early has to guess: it may become "eighty-six"."""
+    cfg = load_config(RECIPES / "talk.yaml", [] if delay is None else [f"model.delay_source_text_by={delay}"])
+    tokenizer = DigitTokenizer()
+    dataset = dataset_of(cfg.data, tokenizer)
+    digits = {tokenizer.text_to_ids(str(digit))[0] for digit in range(10)}
+    in_time = []
+    for cut in heard:
+        tokens = dataset[[cut]]["source_tokens"][0].tolist()
+        for turn in (turn for turn in cut.supervisions if turn.speaker == "user"):
+            last = turn.alignment["word"][-1]
+            if last.score and last.symbol[-2].isdigit():  # a number, and "?" or "."
+                before_end = range(round(turn.end / cfg.data.frame_length))
+                written = max(i for i in before_end if tokens[i] in digits) + cfg.model.delay_source_text_by
+                in_time.append(written * cfg.data.frame_length >= last.end + LATE_S - 1e-3)  # all before it is heard
+    assert len(in_time) > 30
+    share = sum(in_time) / len(in_time)
+    assert share > 0.9 if delay is None else share < 0.6
 
 
 def test_no_answer_begins_with_what_was_computed():
