@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from s2s_data.text_channel import FrameGrid, TextChannel, build_text_channel
     from s2s_data.tokenizer import TextTokenizer
 
-__version__ = "0.2.11"
+__version__ = "0.2.12"
 
 # Where each name is: it is imported at its first use, so that a config's typo or `--help` needn't wait for torch.
 _MODULES = {

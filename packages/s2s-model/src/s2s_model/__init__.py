@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from s2s_model.codecs import AudioCodec, load_codec
     from s2s_model.duplex import DuplexS2SModel
 
-__version__ = "0.5.9"
+__version__ = "0.5.10"
 __all__ = ["AudioCodec", "DuplexS2SModel", "ModelConfig", "load_codec"]
 
 _LAZY = {"DuplexS2SModel": "duplex", "AudioCodec": "codecs", "load_codec": "codecs"}

@@ -52,7 +52,7 @@ class TalkConfig:
     num_heldout: int = 96  # dialogues of each held-out set
     dialogues_per_shard: int = 64
     agent_rate_hz: int = 22050
-    answer_gap_frames: int = 5  # enough for a model to have written most of the question's last word
+    answer_gap_frames: int = 5  # enough for a model to have heard the question's last word
     tail_frames: int = 8
     pause_share: float = 0.25  # of questions within which the user stops
     barge_in_share: float = 0.15  # of answers that aren't the last
