@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="corpus/, text/, noise/, rooms/, llm/, .. go there")
-    parser.add_argument("--hours", type=float, default=40.0, help="of training dialogues (default: 40)")
+    parser.add_argument("--hours", type=float, default=110.0, help="of training dialogues (default: 110)")
     parser.add_argument("--heldout", type=int, default=96, help="dialogues of each held-out set (default: 96)")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="that speak and, later, load (default: one a core)"

@@ -17,8 +17,9 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the recipe reads, all of it tiny; the codes aren't stored, the codec makes them."""
     folder = tmp_path_factory.mktemp("talk")
     make_llm(folder / "llm")
-    torch.manual_seed(0)  # what learns from its weights must not hang on the tests before
-    LlamaForCausalLM(AutoConfig.from_pretrained(folder / "llm")).save_pretrained(folder / "llm")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # what learns from these weights doesn't depend on the tests before
+        LlamaForCausalLM(AutoConfig.from_pretrained(folder / "llm")).save_pretrained(folder / "llm")
     make_codec(folder / "codec.nemo")
     for name in ("train", "heldout", "heldout_voice", "heldout_wording"):
         write_shar(folder / "corpus" / name, dialogues(name, 6))

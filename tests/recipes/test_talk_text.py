@@ -1,4 +1,4 @@
-"""The recipe's text goes ahead of its codes: what the agent answers can't be read off what it is about to say."""
+"""When the recipe's texts are written: the user's once it is heard, the agent's before its codes could tell it."""
 
 import re
 from dataclasses import replace
@@ -112,23 +112,33 @@ def heard(tmp_path_factory):
 
 @pytest.mark.parametrize("delay", [None, 4])
 def test_a_number_is_heard_to_its_end_before_its_last_digit_is_written(delay, heard):
-    """Who has to write the 0 of "eighty" too early has to guess: it may become "eighty-six"."""
+    """And what the agent computes from it is due later still."""
     cfg = load_config(RECIPES / "talk.yaml", [] if delay is None else [f"model.delay_source_text_by={delay}"])
     tokenizer = DigitTokenizer()
     dataset = dataset_of(cfg.data, tokenizer)
     digits = {tokenizer.text_to_ids(str(digit))[0] for digit in range(10)}
-    in_time = []
+    frame_s = cfg.data.frame_length
+    in_time, ahead = [], []
     for cut in heard:
-        tokens = dataset[[cut]]["source_tokens"][0].tolist()
-        for turn in (turn for turn in cut.supervisions if turn.speaker == "user"):
-            last = turn.alignment["word"][-1]
-            if last.score and last.symbol[-2].isdigit():  # a number, and "?" or "."
-                before_end = range(round(turn.end / cfg.data.frame_length))
-                written = max(i for i in before_end if tokens[i] in digits) + cfg.model.delay_source_text_by
-                in_time.append(written * cfg.data.frame_length >= last.end + LATE_S - 1e-3)  # all before it is heard
+        batch = dataset[[cut]]
+        asked, answered = batch["source_tokens"][0].tolist(), batch["target_tokens"][0].tolist()
+        turns = sorted(cut.supervisions, key=lambda turn: turn.start)
+        for question, answer in zip(turns[::2], turns[1::2], strict=True):
+            last = question.alignment["word"][-1]
+            if not (last.score and last.symbol[-2].isdigit()):  # a number, and "?" or "."
+                continue
+            written = max(i for i in range(round(question.end / frame_s)) if asked[i] in digits)
+            written += cfg.model.delay_source_text_by
+            in_time.append(written * frame_s >= last.end + LATE_S - 1e-3)  # what is before that frame is heard
+            span = range(round(answer.start / frame_s), round(answer.end / frame_s))
+            ahead += [i - cfg.model.advance_text_channel_by - written for i in span if answered[i] in digits][:1]
     assert len(in_time) > 30
     share = sum(in_time) / len(in_time)
-    assert share > 0.9 if delay is None else share < 0.6
+    if delay is None:
+        assert share > 0.9, share
+        assert min(ahead) >= 3, "what is computed is due before its question is written"
+    else:
+        assert share < 0.6, share
 
 
 def test_no_answer_begins_with_what_was_computed():

@@ -20,7 +20,7 @@ from s2s_data.talk.plan import Talk
 
 PACES = (0.3, 1.0)  # frames that words take, as a share of about what they take when they are said
 FRAMES_A_LETTER = 0.8
-LAST_WORD_FRAMES = 5  # of a question, at least: as in what is said, the agent reads the last word before it answers
+LAST_WORD_FRAMES = 5  # of a question, at least: it is read before what is computed from it is due, as in what is said
 GAP_FRAMES = (2, 12)  # before a question
 # Of the agent's turns, before the first phrase. The first has the control code "the agent starts" in place of codes,
 # and the second the codes from which a decoder makes the beginning of a word: a codec's encoder hears ahead.
