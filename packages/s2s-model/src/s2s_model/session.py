@@ -99,7 +99,7 @@ class DuplexSession:
             ValueError: the audio isn't finite floats, has another number of sessions, or doesn't fit into a session
                 any more (reset it); nothing of it was heard then.
         """
-        if isinstance(audio_BS, Tensor) and audio_BS.is_floating_point():
+        if isinstance(audio_BS, Tensor) and (audio_BS.is_floating_point() or not audio_BS.numel()):
             audio_BS = audio_BS.to(self._heard_BS)  # checked there: a CPU wakes all its threads for it
         if not isinstance(audio_BS, Tensor) or audio_BS.ndim != 2 or audio_BS.shape[1]:  # nothing new is no mistake
             check_audio(audio_BS)
@@ -107,7 +107,7 @@ class DuplexSession:
             raise ValueError(
                 f"audio has shape {list(audio_BS.shape)}: {self._batch_size} sessions need [{self._batch_size}, S]"
             )
-        heard_BS = torch.cat([self._heard_BS, audio_BS.to(self._heard_BS)], dim=1)
+        heard_BS = torch.cat([self._heard_BS, audio_BS], dim=1)
         whole = heard_BS.shape[1] // self._samples_per_frame * self._samples_per_frame
         self._mind.check_room(whole // self._samples_per_frame, RESERVE)  # before anything has heard the audio
         audio_BS, self._heard_BS = heard_BS[:, :whole], heard_BS[:, whole:]
